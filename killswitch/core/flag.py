@@ -1,0 +1,249 @@
+"""The distributed freeze flag: the set of freezes in force, and an epoch that grows by one at every change.
+
+Every change is a pure function from one flag to the next flag *and* its history entry; the caller writes both in one
+atomic commit. Freezes form a set (two equal freezes are one, two different ones with the same id are two), so merging
+is a plain union: it commutes, and it can never lose a cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+from killswitch.core.canonical import canonical_json
+from killswitch.core.history import GENESIS_HASH, HistoryEntry, seal
+from killswitch.core.modes import Mode, strictest
+from killswitch.core.scopes import GLOBAL, Scope
+
+MAX_FREEZES = 63
+"""Causes that a flag holds one by one. With the escalation cause they fill the 64 rows of a gate page."""
+
+ESCALATION_ID = "cause-limit"
+"""Id of the global freeze that stands for every cause beyond :data:`MAX_FREEZES`."""
+
+REASON_MAX_CHARS = 1000
+ID_MAX_CHARS = 64
+TRIGGER_MAX_CHARS = 32
+
+
+class FlagError(Exception):
+    """A change of the flag that must not be made; the message is a sentence for the operator."""
+
+
+class StaleEpoch(FlagError):  # noqa: N818 - named as operators speak of it
+    """A release names an epoch that is not the current one: somebody changed the flag in between."""
+
+    def __init__(self, named_epoch: int, current_epoch: int) -> None:
+        super().__init__(
+            f"the release names epoch {named_epoch}, but the current epoch is {current_epoch}: "
+            "look at `killswitch status` again and release what you see there"
+        )
+        self.named_epoch = named_epoch
+        self.current_epoch = current_epoch
+
+
+class UnknownFreeze(FlagError):  # noqa: N818 - named as operators speak of it
+    """A release names a freeze that is not in force."""
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """One cause for which trading is restricted.
+
+    Attributes:
+        id: unique name of this cause, at most 64 characters.
+        scope: the orders that it covers.
+        mode: how far they are restricted.
+        trigger: the kind of cause in one word: ``manual``, ``edge_collapse``, ``drawdown``, ``gross_notional``, ...
+        reason: the sentence for people.
+        actor: who or what raised it: ``operator:ann``, ``agent:n1``, ``coordinator:c1``.
+        at: wall-clock time for people, RFC 3339 in UTC. Nothing is ever decided from it.
+        metadata: the figures that led to it, JSON values only.
+    """
+
+    id: str
+    scope: Scope
+    mode: Mode
+    trigger: str
+    reason: str
+    actor: str
+    at: str
+    metadata: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __post_init__(self) -> None:
+        for name, limit in (("id", ID_MAX_CHARS), ("trigger", TRIGGER_MAX_CHARS), ("reason", REASON_MAX_CHARS)):
+            text = getattr(self, name)
+            if not text or len(text) > limit:
+                raise ValueError(f"a freeze needs a {name} of 1 to {limit} characters; this one has {len(text)}")
+        if self.mode is Mode.ACTIVE:
+            raise ValueError("a freeze must restrict something: its mode is REDUCE_ONLY or FROZEN, not ACTIVE")
+        object.__setattr__(self, "metadata", MappingProxyType(dict(self.metadata)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the freeze as JSON values, the form that is stored, hashed and printed."""
+        return {
+            "id": self.id,
+            "scope": str(self.scope),
+            "mode": self.mode.name,
+            "trigger": self.trigger,
+            "reason": self.reason,
+            "actor": self.actor,
+            "at": self.at,
+            "metadata": dict(self.metadata),
+        }
+
+    def canonical(self) -> str:
+        """Return the one text that identifies this cause with all its content."""
+        return canonical_json(self.to_json())
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """The flag at one epoch.
+
+    Attributes:
+        cluster: whose flag it is.
+        epoch: fencing number, 1 for the first flag of a cluster.
+        freezes: the causes in force, sorted by id.
+        head: hash of the history entry that made this epoch.
+        parent: hash of the entry before; lets a reader see that nothing was rewritten since the epoch it knows.
+    """
+
+    cluster: str
+    epoch: int
+    freezes: tuple[Freeze, ...] = ()
+    head: str = GENESIS_HASH
+    parent: str = GENESIS_HASH
+
+    @property
+    def mode(self) -> Mode:
+        """The strictest mode that holds anywhere in the cluster."""
+        return strictest(freeze.mode for freeze in self.freezes)
+
+    def mode_for(self, attributes: Mapping[str, str | None]) -> Mode:
+        """The strictest mode over the scopes that an order with these attributes falls in."""
+        return strictest(freeze.mode for freeze in self.freezes if freeze.scope.covers(attributes))
+
+    def freeze_ids(self) -> frozenset[str]:
+        """Ids of the causes in force."""
+        return frozenset(freeze.id for freeze in self.freezes)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The next flag and its history entry, to be committed together or not at all."""
+
+    flag: Flag
+    entry: HistoryEntry
+
+
+def merge(*groups: Iterable[Freeze]) -> tuple[Freeze, ...]:
+    """Return the union of several sets of freezes, sorted by id, then by content.
+
+    The law: commutative, associative, idempotent, and every freeze of every group is in the result.
+    """
+    union = {freeze.canonical(): freeze for group in groups for freeze in group}
+    return tuple(sorted(union.values(), key=lambda freeze: (freeze.id, freeze.canonical())))
+
+
+def initial(cluster: str, *, actor: str, at: str, reason: str) -> Change:
+    """Return the first flag of a cluster: epoch 1, nothing frozen."""
+    return _change(Flag(cluster, 0), (), kind="init", actor=actor, at=at, reason=reason, added=(), lifted=())
+
+
+def add(flag: Flag, freeze: Freeze) -> Change | None:
+    """Add one cause; ``None`` when exactly this cause is in force already (a freeze that was sent twice).
+
+    A flag that holds :data:`MAX_FREEZES` causes escalates: the cause is told in the history in full, and a global
+    freeze stands for it and for all that follow. Fewer orders pass than were asked for, never more.
+    """
+    if any(existing.canonical() == freeze.canonical() for existing in flag.freezes):
+        return None
+    single = [existing for existing in flag.freezes if existing.id != ESCALATION_ID]
+    freezes = merge(flag.freezes, (freeze,)) if len(single) < MAX_FREEZES else _escalate(flag, freeze)
+    return _change(
+        flag, freezes, kind="freeze", actor=freeze.actor, at=freeze.at, reason=freeze.reason, added=(freeze,), lifted=()
+    )
+
+
+def lift(flag: Flag, *, epoch: int, ids: Sequence[str], actor: str, at: str, reason: str) -> Change:
+    """Lift exactly the named causes from exactly the named epoch.
+
+    Raises:
+        StaleEpoch: the flag is at another epoch; nothing changes.
+        UnknownFreeze: an id is not in force, or none is named; nothing changes.
+    """
+    if epoch != flag.epoch:
+        raise StaleEpoch(epoch, flag.epoch)
+    if not ids:
+        raise UnknownFreeze("a release must name at least one freeze that is in force; none was named")
+    missing = sorted(set(ids) - flag.freeze_ids())
+    if missing:
+        raise UnknownFreeze(f"no freeze {', '.join(missing)} is in force at epoch {flag.epoch}; nothing was released")
+    kept = tuple(freeze for freeze in flag.freezes if freeze.id not in ids)
+    return _change(flag, kept, kind="release", actor=actor, at=at, reason=reason, added=(), lifted=tuple(sorted(ids)))
+
+
+def reassert(found: Flag | None, known: Flag, cause: Freeze) -> Change:
+    """Tell a store that lost or rewrote its data what an agent remembers, and freeze for it.
+
+    Args:
+        found: what the store holds now, ``None`` when it holds nothing.
+        known: the newest flag that the agent has seen and kept.
+        cause: the freeze that says what happened; it stays until a person lifts it.
+
+    The new epoch is above both, and the entry hangs on the entry that the agent knows, so that every other agent that
+    knew the same history accepts it.
+    """
+    freezes = merge(found.freezes if found else (), known.freezes, (cause,))
+    base = replace(known, epoch=max(known.epoch, found.epoch if found else 0))
+    already = {freeze.canonical() for freeze in (found.freezes if found else ())}
+    added = tuple(freeze for freeze in freezes if freeze.canonical() not in already)
+    return _change(
+        base, freezes, kind="reassert", actor=cause.actor, at=cause.at, reason=cause.reason, added=added, lifted=()
+    )
+
+
+def _escalate(flag: Flag, freeze: Freeze) -> tuple[Freeze, ...]:
+    """Return the causes of a full flag with one more folded into the escalation cause."""
+    before = next((existing for existing in flag.freezes if existing.id == ESCALATION_ID), None)
+    folded = int(before.metadata.get("folded", 0)) if before else 0
+    stands_for_all = Freeze(
+        id=ESCALATION_ID,
+        scope=GLOBAL,
+        mode=Mode.FROZEN,
+        trigger="cause_limit",
+        reason=f"more than {MAX_FREEZES} causes are in force; everything is frozen until an operator has looked",
+        actor=freeze.actor,
+        at=freeze.at,
+        metadata={"folded": folded + 1, "last_folded": freeze.id},
+    )
+    return merge((existing for existing in flag.freezes if existing.id != ESCALATION_ID), (stands_for_all,))
+
+
+def _change(
+    flag: Flag,
+    freezes: tuple[Freeze, ...],
+    *,
+    kind: str,
+    actor: str,
+    at: str,
+    reason: str,
+    added: tuple[Freeze, ...],
+    lifted: tuple[str, ...],
+) -> Change:
+    entry = seal(
+        cluster=flag.cluster,
+        epoch=flag.epoch + 1,
+        kind=kind,
+        actor=actor,
+        at=at,
+        reason=reason,
+        added=tuple(freeze.to_json() for freeze in added),
+        lifted=lifted,
+        in_force=tuple(freeze.to_json() for freeze in freezes),
+        previous_hash=flag.head,
+    )
+    return Change(Flag(flag.cluster, flag.epoch + 1, freezes, head=entry.hash, parent=flag.head), entry)
