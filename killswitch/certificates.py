@@ -1,0 +1,162 @@
+"""Collecting the proof of a freeze: watch the acks, time them here, and say node by node what is proven.
+
+No time that another node wrote is used. An ack proves its node from the moment at which it is *seen* here; a silent
+node is proven stopped once every permit that began before the commit returned has run out (see ``core/permit.py``).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+from killswitch.cluster import Cluster, Committed
+from killswitch.core.certificate import Certificate, KnownNode, Proof, certify
+from killswitch.core.permit import NANOSECONDS_PER_MS
+from killswitch.records import AckRecord, UnreadableRecord
+from killswitch.stores.port import Entry, StoreError
+
+log = structlog.get_logger(__name__)
+
+RECHECK_MS = 50
+"""How often a waiter looks at the clock; acks wake it earlier."""
+
+MEMBERSHIP_EVERY_MS = 500
+"""How often the list of nodes is read again while waiting, so that a node registered late is not left out."""
+
+SIGHTS_MAX = 64
+"""First sights kept for each node; the oldest go first."""
+
+
+def is_settled(certificate: Certificate) -> bool:
+    """Tell whether waiting longer can hardly prove more: each node is flat, or stopped by its expired permit."""
+    return certificate.stopped and all(line.flat or line.state is Proof.PERMIT_EXPIRED for line in certificate.nodes)
+
+
+class CertificateCollector:
+    """Collects acks from the moment it is made; made *before* the freeze is committed, it misses none.
+
+    Use as a context manager. Making it does not wait for the store, so it never delays a freeze.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._changed = threading.Condition()
+        self._acks: dict[str, tuple[AckRecord, int]] = {}
+        # First sight of each set of causes that a node named: a later ack may replace it before anybody asks.
+        self._first_sight_ns: dict[str, dict[frozenset[str], int]] = {}
+        self._nodes: list[KnownNode] | None = None
+        self._nodes_read_ns = 0
+        self._watch = cluster.store.watch(cluster.keys.under("acks"), self._on_change, self._on_gap)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the watch."""
+        self._watch.close()
+
+    def current(self, committed: Committed, freeze_ids: frozenset[str]) -> Certificate | None:
+        """Say what is proven now; ``None`` while the list of nodes could not be read.
+
+        A store that does not answer leaves the last list of nodes in use: nodes do not vanish from a certificate.
+        """
+        self._read_nodes_if_due(committed.returned_ns)
+        if self._nodes is None:
+            return None
+        with self._changed:
+            seen = {
+                node: ack.to_seen(self._seen_after_ms(node, seen_ns, freeze_ids, committed.started_ns))
+                for node, (ack, seen_ns) in self._acks.items()
+            }
+        now = self._cluster.clock()
+        return certify(
+            epoch=committed.flag.epoch,
+            freeze_ids=sorted(freeze_ids),
+            nodes=self._nodes,
+            acks=seen,
+            since_commit_returned_ms=(now - committed.returned_ns) / NANOSECONDS_PER_MS,
+            elapsed_ms=(now - committed.started_ns) / NANOSECONDS_PER_MS,
+            clock_rate_ratio=self._cluster.timing.clock_rate_ratio,
+        )
+
+    def wait(
+        self,
+        committed: Committed,
+        freeze_ids: frozenset[str],
+        *,
+        timeout_ms: int,
+        until: Callable[[Certificate], bool] = is_settled,
+        on_progress: Callable[[Certificate], None] | None = None,
+    ) -> Certificate:
+        """Wait until the certificate is as wanted, or the time is up; return the last one either way.
+
+        Raises:
+            StoreUnavailable: the list of nodes could not be read even once, so nothing can be certified.
+        """
+        deadline_ns = committed.returned_ns + timeout_ms * NANOSECONDS_PER_MS
+        while True:
+            certificate = self.current(committed, freeze_ids)
+            if certificate is not None:
+                if on_progress is not None:
+                    on_progress(certificate)
+                if until(certificate):
+                    return certificate
+            if self._cluster.clock() >= deadline_ns:
+                if certificate is None:
+                    self._nodes = self._cluster.membership().known()
+                    continue
+                return certificate
+            with self._changed:
+                self._changed.wait(RECHECK_MS / 1000)
+
+    def _seen_after_ms(self, node: str, seen_ns: int, freeze_ids: frozenset[str], started_ns: int) -> float:
+        """Time until the node first said that its gate holds these freezes; later acks only add to the cancelling."""
+        sights = [at for named, at in self._first_sight_ns.get(node, {}).items() if freeze_ids <= named]
+        return max(0, min(sights, default=seen_ns) - started_ns) / NANOSECONDS_PER_MS
+
+    def _read_nodes_if_due(self, committed_ns: int) -> None:
+        now = self._cluster.clock()
+        fresh = (
+            self._nodes_read_ns > committed_ns and now - self._nodes_read_ns < MEMBERSHIP_EVERY_MS * NANOSECONDS_PER_MS
+        )
+        if fresh:
+            return
+        try:
+            nodes = self._cluster.membership().known()
+        except StoreError as error:
+            log.warning("certificate_nodes_unreadable", error=str(error))
+            return
+        # A list read before the commit returned may miss a node whose permit does not know of the freeze.
+        self._nodes, self._nodes_read_ns = nodes, now
+
+    def _on_change(self, entry: Entry) -> None:
+        self._take(entry, self._cluster.clock())
+
+    def _on_gap(self) -> None:
+        for entry in self._cluster.store.scan(self._cluster.keys.under("acks")):
+            self._take(entry, self._cluster.clock())
+
+    def _take(self, entry: Entry, seen_ns: int) -> None:
+        if entry.value is None:
+            return
+        try:
+            ack = AckRecord.from_bytes(entry.value, key=entry.key)
+        except UnreadableRecord as error:
+            log.error("ack_unreadable", error=str(error))
+            return
+        with self._changed:
+            self._acks[ack.node] = (ack, seen_ns)
+            sights = self._first_sight_ns.setdefault(ack.node, {})
+            sights.setdefault(frozenset(ack.freezes), seen_ns)
+            while len(sights) > SIGHTS_MAX:
+                del sights[next(iter(sights))]
+            self._changed.notify_all()

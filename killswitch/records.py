@@ -1,0 +1,309 @@
+"""What goes into the store: one pydantic model per key, JSON with a version field ``v``.
+
+Reading is strict: an unknown version, an unknown field or a wrong type is :class:`UnreadableRecord`, never an empty
+default. For the flag that means *frozen*, and that it is never overwritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
+
+from killswitch.core.certificate import KnownNode, SeenAck
+from killswitch.core.flag import Flag, Freeze
+from killswitch.core.history import HistoryEntry
+from killswitch.core.modes import Mode
+from killswitch.core.scopes import Scope
+
+ModeName = Literal["ACTIVE", "REDUCE_ONLY", "FROZEN"]
+
+
+class UnreadableRecord(Exception):  # noqa: N818 - said of the record, not of the program
+    """A key holds something that this version cannot read; the message says the key and what is wrong."""
+
+
+def mode_name(mode: Mode) -> ModeName:
+    """Return the name under which a mode is stored."""
+    names: dict[Mode, ModeName] = {Mode.ACTIVE: "ACTIVE", Mode.REDUCE_ONLY: "REDUCE_ONLY", Mode.FROZEN: "FROZEN"}
+    return names[mode]
+
+
+class Record(BaseModel):
+    """Base of everything that is stored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    v: Literal[1] = 1
+
+    def to_bytes(self) -> bytes:
+        """Write the record as one line of JSON, so that a person can read it with the store's own tools."""
+        return self.model_dump_json().encode()
+
+    @classmethod
+    def from_bytes(cls, value: bytes | None, *, key: str) -> Self:
+        """Read a record.
+
+        Raises:
+            UnreadableRecord: with the key and the first thing that is wrong.
+        """
+        try:
+            return cls.model_validate_json(value if value is not None else b"")
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the whole value"
+            raise UnreadableRecord(f"key {key} cannot be read ({where}: {first['msg']})") from error
+
+
+class FreezeRecord(BaseModel):
+    """One freeze inside the flag or the history."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    id: str
+    scope: str
+    mode: Literal["REDUCE_ONLY", "FROZEN"]
+    trigger: str
+    reason: str
+    actor: str
+    at: str
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+    def to_core(self) -> Freeze:
+        """Return the freeze as the core knows it.
+
+        Raises:
+            ValueError: a scope that does not exist, or a text that is too long.
+        """
+        return Freeze(
+            id=self.id,
+            scope=Scope.parse(self.scope),
+            mode=Mode.parse(self.mode),
+            trigger=self.trigger,
+            reason=self.reason,
+            actor=self.actor,
+            at=self.at,
+            metadata=self.metadata,
+        )
+
+
+class FlagRecord(Record):
+    """Key ``flag``: the freezes in force and the epoch."""
+
+    cluster: str
+    epoch: PositiveInt
+    mode: ModeName
+    freezes: list[FreezeRecord]
+    head: str
+    parent: str
+
+    @classmethod
+    def from_core(cls, flag: Flag) -> FlagRecord:
+        """Make the record of a flag."""
+        return cls(
+            cluster=flag.cluster,
+            epoch=flag.epoch,
+            mode=mode_name(flag.mode),
+            freezes=[FreezeRecord.model_validate(freeze.to_json()) for freeze in flag.freezes],
+            head=flag.head,
+            parent=flag.parent,
+        )
+
+
+def read_flag(value: bytes | None, *, key: str, cluster: str) -> Flag:
+    """Read the flag.
+
+    Raises:
+        UnreadableRecord: it does not parse, is of an unknown version, contradicts itself or is another cluster's.
+    """
+    record = FlagRecord.from_bytes(value, key=key)
+    if record.cluster != cluster:
+        raise UnreadableRecord(f"key {key} holds the flag of cluster {record.cluster!r}, not of {cluster!r}")
+    try:
+        freezes = tuple(freeze.to_core() for freeze in record.freezes)
+    except ValueError as error:
+        raise UnreadableRecord(f"key {key} cannot be read ({error})") from error
+    flag = Flag(record.cluster, record.epoch, freezes, head=record.head, parent=record.parent)
+    if flag.mode.name != record.mode:
+        raise UnreadableRecord(f"key {key} says mode {record.mode}, but its freezes add up to {flag.mode.name}")
+    return flag
+
+
+class HistoryRecord(Record):
+    """Key ``history/{epoch}``: one change of the flag."""
+
+    cluster: str
+    epoch: PositiveInt
+    kind: Literal["init", "freeze", "release", "reassert"]
+    actor: str
+    at: str
+    reason: str
+    added: list[FreezeRecord]
+    lifted: list[str]
+    in_force: list[FreezeRecord]
+    previous_hash: str
+    hash: str
+
+    @classmethod
+    def from_core(cls, entry: HistoryEntry) -> HistoryRecord:
+        """Make the record of an entry."""
+        return cls.model_validate(entry.to_json())
+
+    def to_core(self) -> HistoryEntry:
+        """Return the entry as the core knows it."""
+        body = self.model_dump(exclude={"v"})
+        for name in ("added", "lifted", "in_force"):
+            body[name] = tuple(body[name])
+        return HistoryEntry(**body)
+
+
+class NodeRecord(Record):
+    """Key ``nodes/{node}``: lasting; every node that may hold a permit is here *before* its first permit."""
+
+    node: str
+    permit_ttl_ms: PositiveInt
+    build: str
+    limits_hash: str
+    address: str
+    registered_at: str
+
+    def to_known(self, working_orders: int | None) -> KnownNode:
+        """Return what a certificate needs to know of the node."""
+        return KnownNode(self.node, self.permit_ttl_ms, working_orders)
+
+
+class LiveRecord(Record):
+    """Key ``live/{node}``: leased; there as long as the agent keeps it alive."""
+
+    node: str
+    instance: str
+    pid: PositiveInt
+    boot_id: str
+    gate: str
+    started_at: str
+
+
+class HoldingRecord(BaseModel):
+    """A position of a node in one symbol, over all its routers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    quantity: FiniteFloat
+    mark_price_usd: FiniteFloat
+    notional_usd: FiniteFloat
+
+
+class RouterRecord(BaseModel):
+    """A router inside its node's report or ack."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    router: str
+    state: Literal["live", "lost", "ended"]
+    working_orders: NonNegativeInt
+    last_sequence: NonNegativeInt | None
+    cancelled: NonNegativeInt = 0
+    failed: NonNegativeInt = 0
+    answered: bool = True
+
+
+class ReportRecord(Record):
+    """Key ``reports/{node}``: lasting, so that a dead node's exposure is still counted."""
+
+    node: str
+    instance: str
+    report: PositiveInt
+    at: str
+    mode: ModeName
+    epoch: NonNegativeInt
+    permit_ms_left: NonNegativeInt
+    holdings: dict[str, HoldingRecord]
+    gross_usd: FiniteFloat
+    net_usd: FiniteFloat
+    pnl_usd: FiniteFloat
+    working_orders: NonNegativeInt
+    working_notional_usd: FiniteFloat
+    utilization_pct: FiniteFloat | None
+    last_sequence: NonNegativeInt | None
+    routers: list[RouterRecord]
+
+
+class AckRecord(Record):
+    """Key ``acks/{node}``: what the node's gate holds closed, and how the cancelling went."""
+
+    node: str
+    instance: str
+    epoch: PositiveInt
+    freezes: list[str]
+    mode: ModeName
+    complete: bool
+    orders_cancelled: NonNegativeInt
+    orders_failed: NonNegativeInt
+    orders_open: NonNegativeInt
+    last_sequence: NonNegativeInt | None
+    routers: list[RouterRecord]
+    at: str
+
+    def to_seen(self, seen_after_ms: float) -> SeenAck:
+        """Return the ack with the time at which it was seen here."""
+        return SeenAck(
+            epoch=self.epoch,
+            freeze_ids=frozenset(self.freezes),
+            seen_after_ms=seen_after_ms,
+            complete=self.complete,
+            orders_cancelled=self.orders_cancelled,
+            orders_open=self.orders_open,
+            last_sequence=self.last_sequence,
+        )
+
+
+class LeaderRecord(Record):
+    """Key ``leader``: leased; who leads, in which term."""
+
+    id: str
+    instance: str
+    term: PositiveInt
+    since: str
+
+
+class TermRecord(Record):
+    """Key ``term``: lasting; the newest term that any leader has had."""
+
+    term: NonNegativeInt
+
+
+class CertificateRecord(Record):
+    """Key ``certificates/{epoch}``: the proof that the leader collected for a freeze."""
+
+    epoch: PositiveInt
+    freezes: list[str]
+    stopped: bool
+    flat: bool
+    elapsed_ms: FiniteFloat
+    stopped_after_ms: FiniteFloat | None
+    nodes: list[dict[str, Any]]
+    freeze: FreezeRecord
+    collected_by: str
+    term: PositiveInt
+    at: str
+    final: bool
+
+
+class ClusterViewRecord(Record):
+    """Key ``view``: what the leader last added up, and the marks that its rules measure from."""
+
+    term: PositiveInt
+    at: str
+    gross_usd: FiniteFloat
+    net_usd: FiniteFloat
+    pnl_usd: FiniteFloat
+    pnl_peak_usd: FiniteFloat
+    drawdown_usd: FiniteFloat
+    lost_nodes: list[str]
+    accepted: dict[str, FiniteFloat]
+
+
+def json_values(record: BaseModel) -> Mapping[str, Any]:
+    """Return a record as JSON values, for output."""
+    return record.model_dump(mode="json")
