@@ -18,6 +18,7 @@ import tenacity
 
 from killswitch.clock import NowNs, WallClock, now_ns, wall_now
 from killswitch.core.certificate import KnownNode
+from killswitch.core.exposure import ClusterExposure, NodeExposure, add_up
 from killswitch.core.flag import Change, Flag, Freeze, add, initial, lift, reassert
 from killswitch.core.history import HistoryEntry, HistoryFault, verify
 from killswitch.core.permit import NANOSECONDS_PER_MS, Timing
@@ -161,6 +162,28 @@ class Membership:
             known.append(record.to_known(working) if record else KnownNode(name, None, working))
         return known
 
+    def lost(self) -> tuple[str, ...]:
+        """Registered nodes whose agent keeps no lease alive."""
+        return tuple(sorted(set(self.nodes) - set(self.live)))
+
+    def unreadable_reports(self) -> tuple[str, ...]:
+        """Nodes that made a report which this version cannot read: what they hold is unknown."""
+        return tuple(sorted(set(self.report_versions) - set(self.reports)))
+
+    def exposure(self) -> ClusterExposure:
+        """What the cluster holds, lost nodes with what they held last."""
+        reports = [
+            NodeExposure(
+                node=name,
+                live=name in self.live,
+                notional_by_symbol={symbol: held.notional_usd for symbol, held in report.holdings.items()},
+                pnl_usd=report.pnl_usd,
+                working_orders=report.working_orders,
+            )
+            for name, report in self.reports.items()
+        ]
+        return add_up(reports, self.nodes)
+
 
 def new_freeze_id() -> str:
     """A name for a new freeze that nobody else uses: 48 random bits."""
@@ -195,7 +218,7 @@ class Cluster:
         self.timing = timing or Timing()
         self.clock = clock
         self.wall_clock = wall_clock
-        self._sleep = sleep
+        self.pause = sleep
 
     # -- the flag ------------------------------------------------------------------------------------------------
 
@@ -357,7 +380,7 @@ class Cluster:
             ),
             stop=lambda _: self.clock() >= deadline_ns,
             wait=tenacity.wait_random_exponential(multiplier=0.005, max=self.timing.backoff_cap_ms / 1000),
-            sleep=self._sleep,
+            sleep=self.pause,
             reraise=True,
         )
 

@@ -194,8 +194,20 @@ class HoldingRecord(BaseModel):
     notional_usd: FiniteFloat
 
 
-class RouterRecord(BaseModel):
-    """A router inside its node's report or ack."""
+class RouterReport(BaseModel):
+    """A router inside its node's report, with what it holds, so that a restarted agent can take it over."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    router: str
+    instance: str
+    state: Literal["live", "lost", "ended"]
+    orphaned_orders: NonNegativeInt
+    exposure: dict[str, Any]
+
+
+class RouterAnswer(BaseModel):
+    """A router inside its node's ack."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -226,7 +238,7 @@ class ReportRecord(Record):
     working_notional_usd: FiniteFloat
     utilization_pct: FiniteFloat | None
     last_sequence: NonNegativeInt | None
-    routers: list[RouterRecord]
+    routers: list[RouterReport]
 
 
 class AckRecord(Record):
@@ -242,7 +254,7 @@ class AckRecord(Record):
     orders_failed: NonNegativeInt
     orders_open: NonNegativeInt
     last_sequence: NonNegativeInt | None
-    routers: list[RouterRecord]
+    routers: list[RouterAnswer]
     at: str
 
     def to_seen(self, seen_after_ms: float) -> SeenAck:

@@ -1,0 +1,297 @@
+"""The node's place in the cluster: its lasting record, its lease, its reports."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from agents.gatekeeper import GateKeeper
+from agents.routers import NodeExposure, RouterBook, RouterPresence, exposure_of
+from killswitch.cluster import Cluster
+from killswitch.core.permit import NANOSECONDS_PER_MS
+from killswitch.link.messages import BadLine, Exposure
+from killswitch.records import (
+    HoldingRecord,
+    LiveRecord,
+    NodeRecord,
+    ReportRecord,
+    RouterReport,
+    UnreadableRecord,
+    mode_name,
+)
+from killswitch.stores.port import Conflict, Lease, LeaseLost, StoreError
+
+log = structlog.get_logger(__name__)
+
+MATERIAL_FRACTION = 0.001
+"""A move of P&L or working notional below a thousandth of the node's gross waits for the regular report."""
+
+BOOT_ID_PATH = Path("/proc/sys/kernel/random/boot_id")
+
+
+class NameInUse(Exception):  # noqa: N818 - said of the node's name
+    """Another agent holds this node's name; the message says which and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who this agent is."""
+
+    node: str
+    instance: str
+    build: str
+    limits_hash: str
+    gate: str
+
+
+def boot_id() -> str:
+    """Which boot of which machine this is, empty where the system does not tell."""
+    try:
+        return BOOT_ID_PATH.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def is_material(before: ReportRecord | None, now: ReportRecord) -> bool:
+    """Tell whether a report says something that should not wait for the regular one."""
+    if before is None or (before.mode, before.epoch, before.working_orders) != (
+        now.mode,
+        now.epoch,
+        now.working_orders,
+    ):
+        return True
+    quantities = {symbol: holding.quantity for symbol, holding in now.holdings.items()}
+    if quantities != {symbol: holding.quantity for symbol, holding in before.holdings.items()}:
+        return True
+    threshold_usd = MATERIAL_FRACTION * max(now.gross_usd, before.gross_usd)
+    moved_usd = max(abs(now.gross_usd - before.gross_usd), abs(now.pnl_usd - before.pnl_usd))
+    return moved_usd > threshold_usd
+
+
+class Membership:
+    """Registers the node, keeps its lease alive and reports what it holds. Used from one thread."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        identity: Identity,
+        keeper: GateKeeper,
+        book: RouterBook,
+        *,
+        utilization_pct: Callable[[], float | None],
+        report_min_interval_ms: int,
+        report_max_interval_ms: int,
+    ) -> None:
+        self._cluster = cluster
+        self._identity = identity
+        self._keeper = keeper
+        self._book = book
+        self._utilization_pct = utilization_pct
+        self._min_interval_ns = report_min_interval_ms * NANOSECONDS_PER_MS
+        self._max_interval_ns = report_max_interval_ms * NANOSECONDS_PER_MS
+        self._lease: Lease | None = None
+        self._kept_alive_ns = 0
+        self._reported: ReportRecord | None = None
+        self._reported_ns = 0
+        self._count = 0
+
+    # -- joining and leaving -------------------------------------------------------------------------------------
+
+    def join(self) -> None:
+        """Write the lasting record, then take the lease. Only after this may the node hold a permit.
+
+        Raises:
+            NameInUse: another agent holds the name now; try again until its lease would have run out.
+            StoreError: the store did not answer or refuses.
+        """
+        self._take_lease()
+        self._register()
+        self._remember_routers()
+
+    def _register(self) -> None:
+        key = self._cluster.keys.under("nodes", self._identity.node)
+        entry = self._cluster.store.read(key)
+        record = NodeRecord(
+            node=self._identity.node,
+            permit_ttl_ms=self._cluster.timing.permit_ttl_ms,
+            build=self._identity.build,
+            limits_hash=self._identity.limits_hash,
+            address=os.uname().nodename,
+            registered_at=self._cluster.wall_clock(),
+        )
+        self._cluster.store.commit({key: entry.version if entry else None}, {key: record.to_bytes()})
+
+    def _take_lease(self) -> None:
+        key = self._cluster.keys.under("live", self._identity.node)
+        record = LiveRecord(
+            node=self._identity.node,
+            instance=self._identity.instance,
+            pid=os.getpid(),
+            boot_id=boot_id(),
+            gate=self._identity.gate,
+            started_at=self._cluster.wall_clock(),
+        )
+        started_ns = self._cluster.clock()
+        try:
+            self._lease = self._cluster.store.hold(key, record.to_bytes(), self._cluster.timing.lease_ttl_ms)
+        except Conflict:
+            self._clear_own_past(key)
+            self._lease = self._cluster.store.hold(key, record.to_bytes(), self._cluster.timing.lease_ttl_ms)
+        self._kept_alive_ns = started_ns
+
+    def _clear_own_past(self, key: str) -> None:
+        """Delete the lease of an earlier run of this node's agent; it must be dead, for its gate's lock is ours.
+
+        Raises:
+            NameInUse: the lease is not provably an earlier run of ours.
+        """
+        entry = self._cluster.store.read(key)
+        if entry is None:
+            return
+        try:
+            holder = LiveRecord.from_bytes(entry.value, key=key)
+        except UnreadableRecord as error:
+            raise NameInUse(f"{error}; it goes when its lease runs out") from error
+        ours = holder.instance == self._identity.instance
+        same_gate = holder.boot_id == boot_id() != "" and holder.gate == self._identity.gate
+        if not (ours or same_gate):
+            raise NameInUse(
+                f"another agent runs as node {self._identity.node!r} (pid {holder.pid}, since {holder.started_at}, "
+                f"gate {holder.gate}): give each node its own name, or stop that agent and wait "
+                f"{self._cluster.timing.lease_ttl_ms} ms"
+            )
+        try:
+            self._cluster.store.commit({key: entry.version}, {}, [key])
+        except Conflict:
+            log.info("earlier_lease_gone", node=self._identity.node)
+
+    def _remember_routers(self) -> None:
+        """Take over the routers of an earlier run with what they held: a restart makes nothing vanish."""
+        key = self._cluster.keys.under("reports", self._identity.node)
+        entry = self._cluster.store.read(key)
+        if entry is None:
+            return
+        try:
+            report = ReportRecord.from_bytes(entry.value, key=key)
+        except UnreadableRecord as error:
+            log.error("own_report_unreadable", error=str(error))
+            return
+        self._count = report.report
+        for router in report.routers:
+            try:
+                exposure = Exposure.from_wire(router.exposure)
+            except BadLine as error:
+                log.error("own_report_unreadable", router=router.router, error=str(error))
+                continue
+            self._book.remember_lost(router.router, router.instance, exposure, router.orphaned_orders)
+
+    def leave(self) -> None:
+        """Go on purpose, with the gate closed: give up the lease; and the record too, when nothing is left behind.
+
+        A node that leaves positions or working orders stays in the cluster's books as lost, so that they go on
+        counting.
+        """
+        exposure = exposure_of(self._book.states())
+        holds_nothing = exposure.working_orders == 0 and exposure.gross_usd == 0
+        try:
+            if self._lease is None:
+                return
+            self._report(self._record(exposure), self._cluster.clock())
+            if holds_nothing:
+                families = ("nodes", "reports", "acks")
+                keys = [self._cluster.keys.under(family, self._identity.node) for family in families]
+                live = self._cluster.keys.under("live", self._identity.node)
+                self._cluster.store.commit({live: self._lease.version}, {}, keys)
+            self._lease.release()
+        except StoreError as error:
+            log.warning("left_without_goodbye", error=str(error))
+
+    # -- staying -------------------------------------------------------------------------------------------------
+
+    def keep_alive(self) -> None:
+        """Keep the lease alive when it is time, and take it again when it was lost.
+
+        Raises:
+            NameInUse: somebody else took the name meanwhile; this agent must stop.
+            StoreError: the store did not answer.
+        """
+        now = self._cluster.clock()
+        interval_ns = self._cluster.timing.renew_every_ms * NANOSECONDS_PER_MS
+        if self._lease is not None and now - self._kept_alive_ns < interval_ns:
+            return
+        try:
+            if self._lease is None:
+                self._take_lease()
+            else:
+                self._lease.keep_alive()
+                self._kept_alive_ns = now
+        except LeaseLost:
+            log.warning("lease_lost", node=self._identity.node)
+            self._lease = None
+            self._take_lease()
+
+    def report_if_due(self) -> None:
+        """Report at once what is material, but not more often than allowed, and everything regularly.
+
+        Raises:
+            StoreError: the store did not take it; it is due again.
+        """
+        now = self._cluster.clock()
+        since_ns = now - self._reported_ns
+        if since_ns < self._min_interval_ns:
+            return
+        record = self._record(exposure_of(self._book.states()))
+        if since_ns >= self._max_interval_ns or is_material(self._reported, record):
+            self._report(record, now)
+
+    def _report(self, record: ReportRecord, now_ns: int) -> None:
+        key = self._cluster.keys.under("reports", self._identity.node)
+        self._cluster.store.commit({}, {key: record.to_bytes()})
+        self._reported, self._reported_ns = record, now_ns
+        self._count += 1
+
+    def _record(self, exposure: NodeExposure) -> ReportRecord:
+        view = self._keeper.view()
+        return ReportRecord(
+            node=self._identity.node,
+            instance=self._identity.instance,
+            report=self._count + 1,
+            at=self._cluster.wall_clock(),
+            mode=mode_name(self._keeper.mode),
+            epoch=view.epoch,
+            permit_ms_left=self._keeper.permit_ms_left(),
+            holdings={
+                symbol: HoldingRecord(
+                    quantity=holding.quantity,
+                    mark_price_usd=holding.mark_price_usd,
+                    notional_usd=holding.notional_usd,
+                )
+                for symbol, holding in exposure.holdings.items()
+            },
+            gross_usd=exposure.gross_usd,
+            net_usd=exposure.net_usd,
+            pnl_usd=exposure.pnl_usd,
+            working_orders=exposure.working_orders,
+            working_notional_usd=exposure.working_notional_usd,
+            utilization_pct=self._utilization_pct(),
+            last_sequence=exposure.last_sequence,
+            routers=[
+                RouterReport(
+                    router=state.router,
+                    instance=state.instance,
+                    state=state.presence.value,
+                    orphaned_orders=state.orphaned_orders,
+                    exposure=state.exposure.to_wire(),
+                )
+                for state in self._book.states()
+            ],
+        )
+
+
+def has_live_routers(book: RouterBook) -> bool:
+    """Tell whether any router is connected."""
+    return any(state.presence is RouterPresence.LIVE for state in book.states())

@@ -1,0 +1,156 @@
+"""What every subcommand shares: settings, the store, errors as sentences, and the two kinds of output."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from killswitch.cluster import Cluster
+    from killswitch.config import Settings
+
+EXIT_ERROR = 1
+EXIT_USAGE = 2
+EXIT_NOT_CONFIRMED = 3
+EXIT_STORE_UNAVAILABLE = 4
+EXIT_CONFLICT = 5
+
+
+class CommandError(click.ClickException):
+    """A sentence for the operator and the exit code that goes with it."""
+
+    def __init__(self, sentence: str, exit_code: int = EXIT_ERROR) -> None:
+        super().__init__(sentence)
+        self.exit_code = exit_code  # type: ignore[misc]  # click reads it from the instance, as its docs say
+
+
+@dataclass
+class CommandContext:
+    """Global options, as given."""
+
+    config_path: Path | None
+    store_url: str | None
+    cluster_name: str | None
+    output: str
+
+    @property
+    def wants_json(self) -> bool:
+        """True when stdout holds one JSON document."""
+        return self.output == "json"
+
+    def settings(self, **overrides: Any) -> Settings:
+        """Read the settings with the command line over them."""
+        from killswitch.config import load_settings  # noqa: PLC0415 - only commands that need settings pay for them
+
+        given = {"store": self.store_url, "cluster": self.cluster_name, **overrides}
+        return load_settings(self.config_path, {name: value for name, value in given.items() if value is not None})
+
+    @contextmanager
+    def cluster(self, settings: Settings | None = None) -> Iterator[Cluster]:
+        """Open the store and give the cluster in it; both are closed on the way out."""
+        from killswitch.cluster import Cluster  # noqa: PLC0415 - as above
+        from killswitch.stores import open_store  # noqa: PLC0415 - as above
+
+        settings = settings or self.settings()
+        configure_logging("warning")
+        timing = settings.timing.to_core()
+        with open_store(
+            settings.store,
+            request_timeout_ms=timing.request_timeout_ms,
+            backoff_cap_ms=timing.backoff_cap_ms,
+        ) as store:
+            yield Cluster(store, settings.cluster, timing=timing)
+
+    def emit_json(self, schema: str, body: dict[str, Any]) -> None:
+        """Write the one JSON document of this command."""
+        click.echo(json.dumps({"schema": f"killswitch.{schema}/1", **body}, indent=2, ensure_ascii=False))
+
+
+def operator_name() -> str:
+    """Who types, for the history: ``operator:USER@HOST``; ``KILLSWITCH_ACTOR`` names somebody else."""
+    named = os.environ.get("KILLSWITCH_ACTOR")
+    if named:
+        return named
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = f"uid{os.getuid()}"
+    return f"operator:{user}@{os.uname().nodename}"
+
+
+def talk(text: str) -> None:
+    """Say something to the person; never on stdout."""
+    click.echo(text, err=True)
+
+
+def print_table(table: Table) -> None:
+    """Write a table to stdout: at most 80 columns where nothing tells the width."""
+    from rich.console import Console  # noqa: PLC0415 - only tables pay for it
+
+    # Without a terminal rich would assume 80 columns and cut; a pipe gets every character instead.
+    width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "0")) or 160
+    Console(width=width, highlight=False, soft_wrap=False).print(table)
+
+
+def configure_logging(level: Literal["info", "warning"]) -> None:
+    """Log to stderr: for people on a terminal, one JSON object a line elsewhere."""
+    import structlog  # noqa: PLC0415 - only commands that log pay for it
+
+    renderer: Any = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.StackInfoRenderer(),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+@contextmanager
+def sentence_errors() -> Iterator[None]:
+    """Turn every expected fault into one sentence and an exit code; bugs keep their traceback."""
+    try:
+        yield
+    except (click.ClickException, click.exceptions.Exit, click.Abort):
+        raise
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None:
+            raise
+        raise CommandError(str(error), code) from error
+
+
+def _exit_code(error: Exception) -> int | None:
+    """Return the exit code of an expected fault, ``None`` for a bug."""
+    from killswitch.cluster import AlreadyInitialised, FreezeNotCommitted, NotInitialised  # noqa: PLC0415 - on a fault
+    from killswitch.config import ConfigError  # noqa: PLC0415 - on a fault only
+    from killswitch.core.flag import FlagError  # noqa: PLC0415 - on a fault only
+    from killswitch.gate import GateError, GateOwned  # noqa: PLC0415 - on a fault only
+    from killswitch.records import UnreadableRecord  # noqa: PLC0415 - on a fault only
+    from killswitch.stores import Conflict, OutcomeUnknown, StoreError, StoreUnavailable  # noqa: PLC0415 - on a fault
+
+    ranked: tuple[tuple[type[Exception] | tuple[type[Exception], ...], int], ...] = (
+        ((StoreUnavailable, OutcomeUnknown, FreezeNotCommitted), EXIT_STORE_UNAVAILABLE),
+        ((Conflict, FlagError, AlreadyInitialised, GateOwned), EXIT_CONFLICT),
+        (ConfigError, EXIT_USAGE),
+        ((NotInitialised, UnreadableRecord, StoreError, GateError), EXIT_ERROR),
+    )
+    return next((code for kinds, code in ranked if isinstance(error, kinds)), None)

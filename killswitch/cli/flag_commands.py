@@ -1,0 +1,275 @@
+"""init, freeze, release: what changes the flag. They need the store alone; no coordinator has to be alive."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from killswitch.cli.context import (
+    EXIT_NOT_CONFIRMED,
+    CommandContext,
+    CommandError,
+    operator_name,
+    print_table,
+    talk,
+)
+
+if TYPE_CHECKING:
+    from killswitch.cluster import Cluster, Committed
+    from killswitch.core.certificate import Certificate
+    from killswitch.core.flag import Flag, Freeze
+
+DEFAULT_MARGIN_S = 2.0
+"""Waiting time for a certificate beyond the longest that a silent node may go on trading."""
+
+
+@click.command()
+@click.option("--reason", default="the cluster is set up", show_default=True, help="For the history.")
+@click.pass_obj
+def init(context: CommandContext, reason: str) -> None:
+    """Write the first flag of a cluster: epoch 1, nothing frozen. A second time it exits 5 and changes nothing."""
+    with context.cluster() as cluster:
+        flag = cluster.initialise(actor=operator_name(), reason=reason)
+        if context.wants_json:
+            context.emit_json("init", {"cluster": cluster.name, "epoch": flag.epoch, "mode": flag.mode.name})
+        else:
+            click.echo(f"cluster {cluster.name!r} is initialised at epoch {flag.epoch}: nothing is frozen")
+
+
+@click.command()
+@click.option("--reason", required=True, help="Why, for everybody who will read the history.")
+@click.option("--scope", "scopes", multiple=True, help="What to stop, such as venue:bybit,symbol:BTCUSDT. [global]")
+@click.option("--mode", type=click.Choice(["frozen", "reduce-only"]), default="frozen", show_default=True)
+@click.option("--trigger", default="manual", show_default=True, help="Kind of cause, one word.")
+@click.option("--no-wait", is_flag=True, help="Do not wait for the certificate; exits 3, for nothing is confirmed yet.")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0.1), help="Seconds to wait. [permit bound + 2 s]")
+@click.pass_obj
+def freeze(
+    context: CommandContext,
+    *,
+    reason: str,
+    scopes: Sequence[str],
+    mode: str,
+    trigger: str,
+    no_wait: bool,
+    timeout_s: float | None,
+) -> None:
+    """Stop trading now, and prove it: never asks a question, needs the store alone.
+
+    Exits 0 only when every gate is proven closed (stopped) and every working order proven cancelled (flat); 3 when the
+    freeze is in force but that is not proven in time. Each --scope is a freeze of its own.
+    """
+    from killswitch.certificates import CertificateCollector  # noqa: PLC0415 - loads the store's client
+    from killswitch.core.permit import expiry_bound_ms  # noqa: PLC0415 - as above
+
+    wanted = _wanted_freezes(reason, scopes or ("global",), mode, trigger)
+    settings = context.settings()
+    with context.cluster(settings) as cluster:
+        bound_ms = expiry_bound_ms(cluster.timing.permit_ttl_ms, cluster.timing.clock_rate_ratio)
+        timeout_ms = int(timeout_s * 1000) if timeout_s else int(bound_ms + DEFAULT_MARGIN_S * 1000)
+        with CertificateCollector(cluster) as collector:
+            commits = [cluster.freeze(cause, timeout_ms=timeout_ms) for cause in wanted]
+            talk(f"frozen at epoch {commits[-1].flag.epoch} after {commits[0].committed_ms:.0f} ms; collecting proof")
+            certificate = None
+            if not no_wait:
+                ids = frozenset(cause.id for cause in wanted)
+                certificate = collector.wait(commits[-1], ids, timeout_ms=timeout_ms, on_progress=_progress())
+        _emit_freeze(context, cluster, wanted, commits, certificate)
+    if certificate is None or not (certificate.stopped and certificate.flat):
+        sys.exit(EXIT_NOT_CONFIRMED)
+
+
+def _wanted_freezes(reason: str, scopes: Sequence[str], mode: str, trigger: str) -> list[Freeze]:
+    from killswitch.clock import wall_now  # noqa: PLC0415 - only when used
+    from killswitch.cluster import new_freeze_id  # noqa: PLC0415 - only when used
+    from killswitch.core.flag import Freeze  # noqa: PLC0415 - only when used
+    from killswitch.core.modes import Mode  # noqa: PLC0415 - only when used
+    from killswitch.core.scopes import Scope  # noqa: PLC0415 - only when used
+
+    try:
+        return [
+            Freeze(
+                id=new_freeze_id(),
+                scope=Scope.parse(scope),
+                mode=Mode.parse(mode),
+                trigger=trigger,
+                reason=reason,
+                actor=operator_name(),
+                at=wall_now(),
+            )
+            for scope in scopes
+        ]
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _emit_freeze(
+    context: CommandContext,
+    cluster: Cluster,
+    wanted: Sequence[Freeze],
+    commits: Sequence[Committed],
+    certificate: Certificate | None,
+) -> None:
+    if context.wants_json:
+        body: dict[str, Any] = {
+            "cluster": cluster.name,
+            "epoch": commits[-1].flag.epoch,
+            "freeze": wanted[0].to_json(),
+            "freezes": [cause.to_json() for cause in wanted],
+            "committed_ms": round(commits[0].committed_ms, 3),
+            "certificate": certificate.to_json() if certificate else None,
+        }
+        context.emit_json("freeze", body)
+        return
+    for cause in wanted:
+        click.echo(f"{cause.mode.name} {cause.scope} at epoch {commits[-1].flag.epoch}: {cause.id}")
+    if certificate is not None:
+        show_certificate(certificate.to_json())
+
+
+def show_certificate(certificate: dict[str, Any]) -> None:
+    """Print a certificate as a table with its verdict below."""
+    from rich.table import Table  # noqa: PLC0415 - only tables pay for it
+
+    table = Table(
+        "node", "state", "gate closed after", "cancelled", "still open", "last seq", "note", box=None, pad_edge=False
+    )
+    for line in certificate["nodes"]:
+        closed = "-" if line["gated_ms"] is None else f"{line['gated_ms']:.1f} ms"
+        table.add_row(
+            line["node"],
+            line["state"],
+            closed,
+            str(line["orders_cancelled"]),
+            _or_dash(line["orders_open"]),
+            _or_dash(line["last_sequence"]),
+            line["note"],
+        )
+    print_table(table)
+    if not certificate["nodes"]:
+        click.echo("no node is registered: there was nothing to stop")
+    stopped = "stopped: every gate is proven closed" if certificate["stopped"] else "NOT PROVEN STOPPED"
+    flat = "flat: every working order in the scope is proven cancelled" if certificate["flat"] else "NOT PROVEN FLAT"
+    click.echo(f"{stopped}; {flat} ({certificate['elapsed_ms']:.0f} ms)")
+
+
+def _or_dash(value: object) -> str:
+    return "-" if value is None else str(value)
+
+
+def _progress() -> Any:
+    """Say on stderr what is still missing, when it changes; quiet when nobody looks."""
+    if not sys.stderr.isatty():
+        return None
+    said = ""
+
+    def say(certificate: Certificate) -> None:
+        nonlocal said
+        missing = [line.node for line in certificate.nodes if line.gated_ms is None]
+        working = [line.node for line in certificate.nodes if line.gated_ms is not None and not line.flat]
+        now = f"not yet proven stopped: {', '.join(missing) or 'none'}; not yet flat: {', '.join(working) or 'none'}"
+        if now != said:
+            talk(now)
+            said = now
+
+    return say
+
+
+@click.command()
+@click.option("--epoch", type=click.IntRange(min=1), required=True, help="The epoch that `killswitch status` shows.")
+@click.option("--reason", required=True, help="Why, for everybody who will read the history.")
+@click.option("--scope", "scopes", multiple=True, help="Lift the freezes of exactly this scope.")
+@click.option("--freeze", "freeze_ids", multiple=True, metavar="ID", help="Lift this freeze. Without either: all.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0.1), default=5.0, show_default=True)
+@click.pass_obj
+def release(
+    context: CommandContext,
+    *,
+    epoch: int,
+    reason: str,
+    scopes: Sequence[str],
+    freeze_ids: Sequence[str],
+    yes: bool,
+    timeout_s: float,
+) -> None:
+    """Lift freezes from exactly the named epoch. Shows what it lifts and asks, or takes --yes.
+
+    Exits 5 when the epoch is not the current one or a freeze is not in force; nothing is released then.
+    """
+    if scopes and freeze_ids:
+        raise click.UsageError("name freezes by --scope or by --freeze, not by both")
+    with context.cluster() as cluster:
+        flag = cluster.read_flag().flag
+        ids = _ids_to_lift(flag, epoch, scopes, freeze_ids)
+        _confirm(flag, ids, yes=yes)
+        committed = cluster.release(epoch=epoch, ids=ids, actor=operator_name(), reason=reason)
+        confirmed = _await_release(cluster, committed.flag, timeout_s)
+        if context.wants_json:
+            body = {
+                "cluster": cluster.name,
+                "epoch": committed.flag.epoch,
+                "mode": committed.flag.mode.name,
+                "lifted": sorted(ids),
+                "freezes": [cause.to_json() for cause in committed.flag.freezes],
+                "confirmed": confirmed,
+            }
+            context.emit_json("release", body)
+        else:
+            left = len(committed.flag.freezes)
+            click.echo(f"released {', '.join(sorted(ids))} at epoch {committed.flag.epoch}; {left} still in force")
+    if not confirmed:
+        talk("not every live node has confirmed the release in time; `killswitch status` shows which")
+        sys.exit(EXIT_NOT_CONFIRMED)
+
+
+def _ids_to_lift(flag: Flag, epoch: int, scopes: Sequence[str], freeze_ids: Sequence[str]) -> list[str]:
+    from killswitch.core.flag import StaleEpoch, UnknownFreeze  # noqa: PLC0415 - only when used
+    from killswitch.core.scopes import Scope  # noqa: PLC0415 - only when used
+
+    if epoch != flag.epoch:
+        raise StaleEpoch(epoch, flag.epoch)
+    if freeze_ids:
+        return list(freeze_ids)
+    try:
+        wanted = [Scope.parse(scope) for scope in scopes]
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    for scope in wanted:
+        if all(cause.scope != scope for cause in flag.freezes):
+            raise UnknownFreeze(f"no freeze of scope {scope} is in force at epoch {flag.epoch}; nothing was released")
+    return [cause.id for cause in flag.freezes if not wanted or cause.scope in wanted]
+
+
+def _confirm(flag: Flag, ids: Sequence[str], *, yes: bool) -> None:
+    for cause in flag.freezes:
+        fate = "lift" if cause.id in ids else "keep"
+        talk(f"{fate}  {cause.id}  {cause.mode.name} {cause.scope}  {cause.trigger}: {cause.reason}  ({cause.actor})")
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise CommandError("a release asks before it lifts anything; give --yes where nobody can answer", 2)
+    if not click.confirm(f"Lift {len(ids)} of {len(flag.freezes)} freezes of cluster {flag.cluster!r}?", err=True):
+        raise CommandError("nothing was released", 1)
+
+
+def _await_release(cluster: Cluster, flag: Flag, timeout_s: float) -> bool:
+    """Wait until every live node has taken over the epoch of the release."""
+    from killswitch.core.permit import NANOSECONDS_PER_MS  # noqa: PLC0415 - only when used
+    from killswitch.stores import StoreError  # noqa: PLC0415 - only when used
+
+    deadline_ns = cluster.clock() + int(timeout_s * 1000) * NANOSECONDS_PER_MS
+    while True:
+        try:
+            live = set(cluster.membership().live)
+            acks = cluster.acks()
+        except StoreError:
+            live, acks = {""}, {}
+        if all(node in acks and acks[node].epoch >= flag.epoch for node in live):
+            return True
+        if cluster.clock() >= deadline_ns:
+            return False
+        cluster.pause(0.05)

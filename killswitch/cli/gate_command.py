@@ -1,0 +1,62 @@
+"""gate: what the page on this machine says, as a router would read it."""
+
+from __future__ import annotations
+
+import click
+
+from killswitch.cli.context import CommandContext, print_table
+
+NANOSECONDS_PER_MS = 1_000_000
+
+
+@click.command()
+@click.argument("path", required=False, type=click.Path())
+@click.pass_obj
+def gate(context: CommandContext, path: str | None) -> None:
+    """Show a gate page. Without PATH it is the one that the settings name. Needs no store."""
+    from killswitch import Gate  # noqa: PLC0415 - only when used
+    from killswitch.clock import now_ns  # noqa: PLC0415 - only when used
+
+    if path is None:
+        settings = context.settings()
+        path = settings.agent.gate.format(cluster=settings.cluster)
+    with Gate.open(path) as page:
+        state = page.snapshot()
+        now = now_ns()
+        permit_ms_left = max(0, (state.permit_deadline_ns - now) // NANOSECONDS_PER_MS)
+        body = {
+            "path": path,
+            "cluster": state.cluster,
+            "node": state.node,
+            "open": page.is_open,
+            "mode": state.mode.name if permit_ms_left else "FROZEN",
+            "epoch": state.epoch,
+            "permit_ms_left": permit_ms_left,
+            "writer_pid": state.writer_pid,
+            "heartbeat_ms_ago": (now - state.heartbeat_ns) // NANOSECONDS_PER_MS,
+            "causes": [
+                {
+                    "id": cause.id,
+                    "scope": str(cause.scope),
+                    "mode": cause.mode.name,
+                    "trigger": cause.trigger,
+                    "reason": cause.reason,
+                }
+                for cause in state.causes
+            ],
+        }
+    if context.wants_json:
+        context.emit_json("gate", body)
+        return
+    word = "OPEN" if body["open"] else "CLOSED" if body["mode"] == "FROZEN" else "RESTRICTED"
+    click.echo(
+        f"{word}  node {state.node} of cluster {state.cluster}: {body['mode']} at epoch {state.epoch}, "
+        f"permit {permit_ms_left} ms left, agent {state.writer_pid} wrote {body['heartbeat_ms_ago']} ms ago"
+    )
+    if state.causes:
+        from rich.table import Table  # noqa: PLC0415 - only tables pay for it
+
+        table = Table("freeze", "mode", "scope", "trigger", "reason", box=None, pad_edge=False)
+        for cause in state.causes:
+            table.add_row(cause.id, cause.mode.name, str(cause.scope), cause.trigger, cause.reason)
+        print_table(table)

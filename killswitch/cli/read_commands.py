@@ -1,0 +1,259 @@
+"""status, nodes, exposure, history, watch: what only reads."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from killswitch.cli.context import EXIT_ERROR, CommandContext, print_table, talk
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from killswitch.cluster import Cluster, Membership
+    from killswitch.core.flag import Flag
+    from killswitch.records import LeaderRecord
+    from killswitch.stores import Entry
+
+
+def _table(*columns: str) -> Table:
+    from rich.table import Table  # noqa: PLC0415 - only tables pay for it
+
+    return Table(*columns, box=None, pad_edge=False)
+
+
+@click.command()
+@click.pass_obj
+def status(context: CommandContext) -> None:
+    """The flag, the nodes and who leads."""
+    with context.cluster() as cluster:
+        flag = cluster.read_flag().flag
+        membership = cluster.membership()
+        leader = cluster.leader()
+        if context.wants_json:
+            context.emit_json("status", _status_body(cluster, flag, membership, leader))
+        else:
+            _show_status(cluster, flag, membership, leader)
+
+
+def _status_body(cluster: Cluster, flag: Flag, membership: Membership, leader: LeaderRecord | None) -> dict[str, Any]:
+    return {
+        "cluster": cluster.name,
+        "store": cluster.store.address,
+        "epoch": flag.epoch,
+        "mode": flag.mode.name,
+        "freezes": [freeze.to_json() for freeze in flag.freezes],
+        "nodes": _node_lines(membership),
+        "leader": None if leader is None else {"id": leader.id, "term": leader.term, "since": leader.since},
+    }
+
+
+def _node_lines(membership: Membership) -> list[dict[str, Any]]:
+    """One line per registered node. A lost node's permit has run out: its lease outlives every permit."""
+    lines = []
+    for name in sorted(membership.nodes):
+        report = membership.reports.get(name)
+        live = name in membership.live
+        lines.append(
+            {
+                "node": name,
+                "state": "LIVE" if live else "LOST",
+                "mode": report.mode if live and report else "FROZEN",
+                "permit_ms_left": report.permit_ms_left if live and report else 0,
+                "epoch": report.epoch if report else None,
+                "routers": [{"router": router.router, "state": router.state} for router in report.routers]
+                if report
+                else [],
+                "working_orders": report.working_orders if report else None,
+                "gross_usd": report.gross_usd if report else None,
+                "net_usd": report.net_usd if report else None,
+                "pnl_usd": report.pnl_usd if report else None,
+                "last_sequence": report.last_sequence if report else None,
+                "reported_at": report.at if report else None,
+            }
+        )
+    return lines
+
+
+def _show_status(cluster: Cluster, flag: Flag, membership: Membership, leader: LeaderRecord | None) -> None:
+    led = f"{leader.id} (term {leader.term})" if leader else "nobody"
+    click.echo(f"cluster {cluster.name}: {flag.mode.name} at epoch {flag.epoch}, led by {led}")
+    if flag.freezes:
+        freezes = _table("freeze", "mode", "scope", "trigger", "reason")
+        for freeze in flag.freezes:
+            freezes.add_row(freeze.id, freeze.mode.name, str(freeze.scope), freeze.trigger, freeze.reason)
+        print_table(freezes)
+    nodes = _table("node", "state", "mode", "permit left", "epoch", "routers", "working")
+    for line in _node_lines(membership):
+        live_routers = sum(router["state"] == "live" for router in line["routers"])
+        nodes.add_row(
+            line["node"],
+            line["state"],
+            line["mode"],
+            f"{line['permit_ms_left']} ms",
+            _dash(line["epoch"]),
+            f"{live_routers}/{len(line['routers'])}",
+            _dash(line["working_orders"]),
+        )
+    if membership.nodes:
+        print_table(nodes)
+    else:
+        click.echo("no node is registered yet")
+
+
+@click.command()
+@click.pass_obj
+def nodes(context: CommandContext) -> None:
+    """Every registered node with what it last reported; lost ones with what they held last."""
+    with context.cluster() as cluster:
+        lines = _node_lines(cluster.membership())
+        if context.wants_json:
+            context.emit_json("nodes", {"cluster": cluster.name, "nodes": lines})
+            return
+        table = _table("node", "state", "mode", "permit left", "gross USD", "net USD", "P&L USD", "working", "last seq")
+        for line in lines:
+            table.add_row(
+                line["node"], line["state"], line["mode"], f"{line['permit_ms_left']} ms", _money(line["gross_usd"]),
+                _money(line["net_usd"]), _money(line["pnl_usd"]), _dash(line["working_orders"]),
+                _dash(line["last_sequence"]),
+            )  # fmt: skip
+        print_table(table)
+
+
+@click.command()
+@click.pass_obj
+def exposure(context: CommandContext) -> None:
+    """What the cluster holds, by symbol and node. Lost nodes count with what they held last, and it says so."""
+    with context.cluster() as cluster:
+        membership = cluster.membership()
+        total = membership.exposure()
+        unreadable = membership.unreadable_reports()
+        if context.wants_json:
+            body = {
+                "cluster": cluster.name,
+                "gross_usd": total.gross_usd,
+                "net_usd": total.net_usd,
+                "pnl_usd": total.pnl_usd,
+                "working_orders": total.working_orders,
+                "by_symbol": dict(total.net_by_symbol),
+                "by_node": dict(total.gross_by_node),
+                "counted_lost": list(total.counted_lost),
+                "never_reported": list(total.never_reported),
+                "unreadable": list(unreadable),
+            }
+            context.emit_json("exposure", body)
+            return
+        by_symbol = _table("symbol", "net USD")
+        for symbol, net_usd in total.net_by_symbol.items():
+            by_symbol.add_row(symbol, _money(net_usd))
+        by_node = _table("node", "gross USD", "")
+        for node, gross_usd in total.gross_by_node.items():
+            by_node.add_row(node, _money(gross_usd), "lost: as last known" if node in total.counted_lost else "")
+        print_table(by_symbol)
+        print_table(by_node)
+        click.echo(
+            f"gross {_money(total.gross_usd)} USD, net {_money(total.net_usd)} USD, P&L {_money(total.pnl_usd)} USD, "
+            f"{total.working_orders} working orders"
+        )
+        if unreadable:
+            talk(f"NOT COUNTED, their reports cannot be read: {', '.join(unreadable)}")
+
+
+@click.command()
+@click.option("--verify", is_flag=True, help="Check that nothing was changed, is missing or stands in another order.")
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="Newest entries to show.")
+@click.pass_obj
+def history(context: CommandContext, verify: bool, limit: int) -> None:
+    """Every change of the flag, newest last. With --verify it exits 1 when the chain does not hold."""
+    with context.cluster() as cluster:
+        faults = cluster.verify_history() if verify else []
+        entries = cluster.history()
+        if context.wants_json:
+            body: dict[str, Any] = {
+                "cluster": cluster.name,
+                "entries": [entry.to_json() for _, entry in entries[-limit:]],
+                "verified": not faults if verify else None,
+                "faults": [{"epoch": f.epoch, "kind": f.kind, "sentence": f.sentence} for f in faults],
+            }
+            context.emit_json("history", body)
+        else:
+            table = _table("epoch", "at", "change", "by", "why")
+            for key_epoch, entry in entries[-limit:]:
+                table.add_row(str(key_epoch), entry.at[:19] + "Z", entry.kind, entry.actor, entry.reason)
+            print_table(table)
+            if verify and not faults:
+                click.echo(f"verified: {len(entries)} entries, each holding the hash of the one before")
+        for fault in faults:
+            talk(f"epoch {fault.epoch}: {fault.kind}: {fault.sentence}")
+    if faults:
+        sys.exit(EXIT_ERROR)
+
+
+@click.command()
+@click.option("--count", type=click.IntRange(min=1), help="End after this many lines; for ever without it.")
+@click.pass_obj
+def watch(context: CommandContext, count: int | None) -> None:
+    """Show the flag now and at every change, one line each (one JSON object a line with -o json)."""
+    from killswitch.cluster import NotInitialised  # noqa: PLC0415 - loads the store's client
+    from killswitch.records import UnreadableRecord  # noqa: PLC0415 - as above
+    from killswitch.stores import StoreError  # noqa: PLC0415 - as above
+
+    with context.cluster() as cluster:
+        done = threading.Event()
+        shown: list[int] = []
+
+        def show(entry: Entry | None) -> None:
+            try:
+                flag = cluster.parse_flag(entry).flag
+            except (NotInitialised, UnreadableRecord) as error:
+                talk(f"FROZEN: {error}")
+                return
+            if done.is_set() or (shown and shown[-1] == flag.epoch):
+                return
+            shown.append(flag.epoch)
+            _show_change(context, flag)
+            if count is not None and len(shown) >= count:
+                done.set()
+
+        def read_again() -> None:
+            try:
+                show(cluster.store.read(cluster.keys.flag))
+            except StoreError as error:
+                talk(f"the store does not answer: {error}")
+
+        cluster.store.read(cluster.keys.flag)  # a store that is not there is an error now, not silence for ever
+        subscription = cluster.store.watch(cluster.keys.flag, show, read_again)
+        try:
+            done.wait()
+        except KeyboardInterrupt:
+            talk("ended")
+        finally:
+            done.set()
+            subscription.close()
+
+
+def _show_change(context: CommandContext, flag: Flag) -> None:
+    if context.wants_json:
+        body = {
+            "schema": "killswitch.watch/1",
+            "cluster": flag.cluster,
+            "epoch": flag.epoch,
+            "mode": flag.mode.name,
+            "freezes": [freeze.to_json() for freeze in flag.freezes],
+        }
+        click.echo(json.dumps(body, ensure_ascii=False))
+        return
+    causes = "; ".join(f"{freeze.id} {freeze.mode.name} {freeze.scope} {freeze.trigger}" for freeze in flag.freezes)
+    click.echo(f"epoch {flag.epoch}  {flag.mode.name}  {causes or 'nothing is frozen'}")
+
+
+def _money(usd: float | None) -> str:
+    return "-" if usd is None else f"{usd:,.2f}"
+
+
+def _dash(value: object) -> str:
+    return "-" if value is None else str(value)
