@@ -7,6 +7,7 @@ node frozen, and the agent tells the store what it remembers (``Cluster.reassert
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from killswitch.core.flag import Flag, Freeze
@@ -90,9 +91,9 @@ def store_fault_cause(finding: Finding, known: Flag, *, actor: str, at: str) -> 
     )
 
 
-def freezes_on_node(flag: Flag, node: str) -> tuple[Freeze, ...]:
+def touching(freezes: Iterable[Freeze], node: str) -> tuple[Freeze, ...]:
     """Return the freezes that can cover an order of this node."""
-    return tuple(freeze for freeze in flag.freezes if freeze.scope.covers({"node": node}))
+    return tuple(freeze for freeze in freezes if freeze.scope.covers({"node": node}))
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from agents.decisions import FAULT_SENTENCES, MUST_REASSERT, Finding, freezes_on_node, judge, judge_lineage
+from agents.decisions import FAULT_SENTENCES, MUST_REASSERT, Finding, judge, judge_lineage, touching
 from agents.decisions import store_fault_cause as make_store_fault_cause
 from agents.journal import Journal, JournalUnwritable
 from killswitch.cluster import Cluster, NotInitialised
@@ -90,6 +90,7 @@ class GateKeeper:
         self._known = journal.last
         self._adopted: Flag | None = None
         self._ahead: Flag | None = None
+        self._heard: tuple[Freeze, ...] = ()
         self._local: dict[str, Freeze] = {}
         self._settled_at_epoch: dict[str, int] = {}
         self._permit_until_ns = 0
@@ -120,7 +121,7 @@ class GateKeeper:
         """What the gate holds closed now."""
         with self._lock:
             flags = [flag for flag in (self._known, self._ahead) if flag is not None]
-            causes = merge(*(freezes_on_node(flag, self._node) for flag in flags))
+            causes = merge(*(touching(flag.freezes, self._node) for flag in flags), touching(self._heard, self._node))
             carried = {cause.id for cause in causes}
             local = tuple(cause for cause in self._local.values() if cause.id not in carried)
             return View(max((flag.epoch for flag in flags), default=0), causes, local, self._adopted)
@@ -175,8 +176,10 @@ class GateKeeper:
             newest = max(self._known.epoch if self._known else 0, self._ahead.epoch if self._ahead else 0)
             if found.epoch <= newest:
                 return True
+            # What was heard before stays too: a release that is only heard lifts nothing.
             held = self._known.freezes if self._known else ()
-            self._gate.update(merge(held, found.freezes), epoch=found.epoch, permit_deadline_ns=self._kept_permit_ns())
+            self._heard = merge(held, self._heard, found.freezes)
+            self._gate.update(self._heard, epoch=found.epoch, permit_deadline_ns=self._kept_permit_ns())
             self._ahead = found
         self._on_change()
         return True
@@ -224,14 +227,13 @@ class GateKeeper:
             self._clear_faults()
             self._drop_settled()
             if self._ahead is not None and self._ahead.epoch <= flag.epoch:
-                self._ahead = None
+                self._ahead, self._heard = None, ()
             self._permit_until_ns = max(self._permit_until_ns, deadline_ns)
             if self._ahead is None and not news:
                 self._gate.extend(deadline_ns)
             else:
-                ahead = self._ahead.freezes if self._ahead else ()
                 epoch = max(flag.epoch, self._ahead.epoch if self._ahead else 0)
-                self._gate.update(merge(flag.freezes, ahead), epoch=epoch, permit_deadline_ns=deadline_ns)
+                self._gate.update(merge(flag.freezes, self._heard), epoch=epoch, permit_deadline_ns=deadline_ns)
         if news:
             self._on_change()
         return True

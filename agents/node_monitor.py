@@ -1,7 +1,7 @@
 """The node's own risk monitor: the seeds' RuntimeRiskMonitor over the sum of what the node's routers hold.
 
-Its soft limits refuse nothing here (routers check before each order); they show as utilisation. Its edge threshold
-freezes. A monitor that raises is a breach and not a nuisance: it freezes too (UNKNOWN IS FROZEN).
+Its limits refuse nothing here (routers check before each order); they show as utilisation. Its edge threshold freezes.
+A monitor that raises is a breach and not a nuisance: it freezes too (UNKNOWN IS FROZEN).
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class NodeMonitor:
     def __init__(self, limits: NodeLimits, *, on_freeze: OnMonitorFreeze, registry: CollectorRegistry) -> None:
         self._limits = limits
         self._pass_on = on_freeze
+        self._gross_usd = 0.0
         threshold = limits.edge_freeze_threshold_bps
         self._monitor = RuntimeRiskMonitor(
             max_inventory_usd_per_symbol=limits.max_inventory_usd_per_symbol or NO_LIMIT_USD,
@@ -50,8 +51,7 @@ class NodeMonitor:
     def observe(self, exposure: NodeExposure) -> None:
         """Take the newest exposure of the node; freezes when an edge has collapsed or the monitor itself fails."""
         try:
-            for symbol, holding in exposure.holdings.items():
-                self._monitor.update_position(symbol, holding.quantity, holding.mark_price_usd)
+            self._gross_usd = exposure.gross_usd
             for symbol, edge_bps in exposure.edges_bps.items():
                 self._monitor.on_edge_update(symbol, edge_bps)
         except Exception as error:
@@ -67,7 +67,7 @@ class NodeMonitor:
         """Use of the node's total limit in per cent, ``None`` when no total limit is set."""
         if self._limits.max_total_notional_usd is None:
             return None
-        return self._monitor.get_utilization()["total_notional_utilization_pct"]
+        return 100.0 * self._gross_usd / self._limits.max_total_notional_usd
 
     def _frozen(self, event: FreezeEvent) -> None:
         trigger = "monitor_error" if event.metadata.get("cause") == "monitor_error" else event.trigger

@@ -207,11 +207,12 @@ def _stale(rules: RuleSettings, snapshot: Snapshot) -> Reading:
 
 
 def _symbol_scope(symbol: str) -> Scope:
-    """The scope of a symbol; everything, when its name cannot be written as one."""
+    """The scope of a symbol; everything, when its name cannot be written as one (``BTC,venue:x`` reads as two)."""
     try:
-        return Scope.parse(f"symbol:{symbol}")
+        scope = Scope.parse(f"symbol:{symbol}")
     except ValueError:
         return GLOBAL
+    return scope if scope.parts == (("symbol", symbol),) else GLOBAL
 
 
 def _float(number: int | None) -> float | None:

@@ -13,7 +13,7 @@ from typing import Self
 
 import structlog
 
-from killswitch.cluster import Cluster, Committed
+from killswitch.cluster import Cluster, Committed, read_of_node
 from killswitch.core.certificate import Certificate, KnownNode, Proof, certify
 from killswitch.core.permit import NANOSECONDS_PER_MS
 from killswitch.records import AckRecord, UnreadableRecord
@@ -149,7 +149,7 @@ class CertificateCollector:
         if entry.value is None:
             return
         try:
-            ack = AckRecord.from_bytes(entry.value, key=entry.key)
+            ack = read_of_node(AckRecord, entry)
         except UnreadableRecord as error:
             log.error("ack_unreadable", error=str(error))
             return

@@ -40,6 +40,8 @@ log = structlog.get_logger(__name__)
 
 R = TypeVar("R", bound=Record)
 
+NANOSECONDS_PER_S = 1_000_000_000
+
 EPOCH_DIGITS = 12
 """Epochs in keys are padded with zeros, so that keys sort in the order of time."""
 
@@ -374,12 +376,13 @@ class Cluster:
                 raise _FencedOff(f"{key} is no longer at version {version}: whoever held it must not act any more")
 
     def _retrying(self, deadline_ns: int, *errors: type[Exception]) -> tenacity.Retrying:
+        backoff = tenacity.wait_random_exponential(multiplier=0.005, max=self.timing.backoff_cap_ms / 1000)
         return tenacity.Retrying(
             retry=tenacity.retry_if_exception(
                 lambda error: isinstance(error, errors) and type(error) is not _FencedOff
             ),
             stop=lambda _: self.clock() >= deadline_ns,
-            wait=tenacity.wait_random_exponential(multiplier=0.005, max=self.timing.backoff_cap_ms / 1000),
+            wait=lambda state: min(backoff(state), max(0, deadline_ns - self.clock()) / NANOSECONDS_PER_S),
             sleep=self.pause,
             reraise=True,
         )
@@ -415,7 +418,7 @@ class Cluster:
         found: dict[str, tuple[R | None, int]] = {}
         for entry in self.store.scan(prefix):
             try:
-                record: R | None = model.from_bytes(entry.value, key=entry.key)
+                record: R | None = read_of_node(model, entry)
             except UnreadableRecord as error:
                 log.error("record_unreadable", key=entry.key, error=str(error))
                 record = None
@@ -434,7 +437,7 @@ class Cluster:
         entries = []
         for entry in self.store.scan(prefix):
             name = entry.key.removeprefix(prefix)
-            if not name.isdecimal():
+            if not name.isdecimal() or entry.key != self.keys.history(int(name)):
                 raise UnreadableRecord(f"key {entry.key} is not the key of a history entry")
             entries.append((int(name), HistoryRecord.from_bytes(entry.value, key=entry.key).to_core()))
         return entries
@@ -450,8 +453,27 @@ class Cluster:
             if self.read_flag().version == before.version:
                 flag = before.flag
                 in_force = [freeze.to_json() for freeze in flag.freezes]
-                return verify(entries, flag_epoch=flag.epoch, flag_head=flag.head, flag_freezes=in_force)
+                return verify(
+                    entries,
+                    flag_epoch=flag.epoch,
+                    flag_head=flag.head,
+                    flag_freezes=in_force,
+                    flag_parent=flag.parent,
+                )
         raise Conflict(f"the flag changed during each of {VERIFY_ATTEMPTS} readings of the history; verify again later")
+
+
+def read_of_node(model: type[R], entry: Entry) -> R:
+    """Read a record that stands under its node's name; one that speaks of another node proves nothing of either.
+
+    Raises:
+        UnreadableRecord: it cannot be read, or names another node than its key does.
+    """
+    record = model.from_bytes(entry.value, key=entry.key)
+    named, own = getattr(record, "node", None), entry.key.rpartition("/")[2]
+    if named != own:
+        raise UnreadableRecord(f"key {entry.key} cannot be read (node: it speaks of {named!r}, not of {own!r})")
+    return record
 
 
 class _FencedOff(Conflict):

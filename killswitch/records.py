@@ -7,10 +7,20 @@ default. For the flag that means *frozen*, and that it is never overwritten.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
 
+from killswitch.core.canonical import canonical_json
 from killswitch.core.certificate import KnownNode, SeenAck
 from killswitch.core.flag import Flag, Freeze
 from killswitch.core.history import HistoryEntry
@@ -22,6 +32,16 @@ ModeName = Literal["ACTIVE", "REDUCE_ONLY", "FROZEN"]
 
 class UnreadableRecord(Exception):  # noqa: N818 - said of the record, not of the program
     """A key holds something that this version cannot read; the message says the key and what is wrong."""
+
+
+def _only_json(values: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what could be read but never be hashed or written again: NaN and infinities, at any depth."""
+    canonical_json(values)
+    return values
+
+
+JsonObject = Annotated[dict[str, Any], AfterValidator(_only_json)]
+"""Values of any shape that JSON has."""
 
 
 def mode_name(mode: Mode) -> ModeName:
@@ -49,11 +69,14 @@ class Record(BaseModel):
             UnreadableRecord: with the key and the first thing that is wrong.
         """
         try:
-            return cls.model_validate_json(value if value is not None else b"")
+            record = cls.model_validate_json(value if value is not None else b"")
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "the whole value"
             raise UnreadableRecord(f"key {key} cannot be read ({where}: {first['msg']})") from error
+        if "v" not in record.model_fields_set:
+            raise UnreadableRecord(f"key {key} cannot be read (v: it does not say of which version it is)")
+        return record
 
 
 class FreezeRecord(BaseModel):
@@ -68,7 +91,7 @@ class FreezeRecord(BaseModel):
     reason: str
     actor: str
     at: str
-    metadata: dict[str, Any] = Field(default_factory=dict)
+    metadata: JsonObject = Field(default_factory=dict)
 
     def to_core(self) -> Freeze:
         """Return the freeze as the core knows it.
@@ -203,7 +226,7 @@ class RouterReport(BaseModel):
     instance: str
     state: Literal["live", "lost", "ended"]
     orphaned_orders: NonNegativeInt
-    exposure: dict[str, Any]
+    exposure: JsonObject
 
 
 class RouterAnswer(BaseModel):
@@ -294,7 +317,7 @@ class CertificateRecord(Record):
     flat: bool
     elapsed_ms: FiniteFloat
     stopped_after_ms: FiniteFloat | None
-    nodes: list[dict[str, Any]]
+    nodes: list[JsonObject]
     freeze: FreezeRecord
     collected_by: str
     term: PositiveInt

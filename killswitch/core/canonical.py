@@ -24,15 +24,22 @@ def sha256_hex(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def writable_text(text: str) -> str:
+    """Replace what UTF-8 cannot hold (a byte of the command line that was not UTF-8) by question marks."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def finite_or_text(value: Any) -> Any:
-    """Replace NaN and infinities, at any depth, by the words ``nan``, ``inf`` and ``-inf``.
+    """Replace NaN and infinities, at any depth, by the words ``nan``, ``inf`` and ``-inf``; make texts writable.
 
     The figures that led to a freeze must reach the history even when they are the fault themselves.
     """
+    if isinstance(value, str):
+        return writable_text(value)
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(key): finite_or_text(item) for key, item in value.items()}
+        return {writable_text(str(key)): finite_or_text(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [finite_or_text(item) for item in value]
     return value

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from killswitch.core.canonical import canonical_json
+from killswitch.core.canonical import canonical_json, finite_or_text, sha256_hex, writable_text
 from killswitch.core.history import GENESIS_HASH, HistoryEntry, seal
 from killswitch.core.modes import Mode, strictest
 from killswitch.core.scopes import GLOBAL, Scope
@@ -22,6 +22,9 @@ MAX_FREEZES = 63
 
 ESCALATION_ID = "cause-limit"
 """Id of the global freeze that stands for every cause beyond :data:`MAX_FREEZES`."""
+
+IN_FORCE_MAX_BYTES = 128 * 1024
+"""Size of all causes in a flag; beyond it the flag escalates too, for a store takes values of 256 KiB at most."""
 
 REASON_MAX_CHARS = 1000
 ID_MAX_CHARS = 64
@@ -60,7 +63,9 @@ class Freeze:
         reason: the sentence for people.
         actor: who or what raised it: ``operator:ann``, ``agent:n1``, ``coordinator:c1``.
         at: wall-clock time for people, RFC 3339 in UTC. Nothing is ever decided from it.
-        metadata: the figures that led to it, JSON values only.
+        metadata: the figures that led to it, JSON values only; NaN and infinities become words.
+
+    Text that UTF-8 cannot hold is replaced, not refused: no freeze may fail for how its reason is spelt.
     """
 
     id: str
@@ -73,13 +78,15 @@ class Freeze:
     metadata: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
+        for name in ("id", "trigger", "reason", "actor", "at"):
+            object.__setattr__(self, name, writable_text(getattr(self, name)))
         for name, limit in (("id", ID_MAX_CHARS), ("trigger", TRIGGER_MAX_CHARS), ("reason", REASON_MAX_CHARS)):
             text = getattr(self, name)
             if not text or len(text) > limit:
                 raise ValueError(f"a freeze needs a {name} of 1 to {limit} characters; this one has {len(text)}")
         if self.mode is Mode.ACTIVE:
             raise ValueError("a freeze must restrict something: its mode is REDUCE_ONLY or FROZEN, not ACTIVE")
-        object.__setattr__(self, "metadata", MappingProxyType(dict(self.metadata)))
+        object.__setattr__(self, "metadata", MappingProxyType(finite_or_text(self.metadata)))
 
     def to_json(self) -> dict[str, Any]:
         """Return the freeze as JSON values, the form that is stored, hashed and printed."""
@@ -156,13 +163,15 @@ def initial(cluster: str, *, actor: str, at: str, reason: str) -> Change:
 def add(flag: Flag, freeze: Freeze) -> Change | None:
     """Add one cause; ``None`` when exactly this cause is in force already (a freeze that was sent twice).
 
-    A flag that holds :data:`MAX_FREEZES` causes escalates: the cause is told in the history in full, and a global
+    A flag that holds :data:`MAX_FREEZES` causes, or :data:`IN_FORCE_MAX_BYTES` of them, escalates: the cause is told in the history in full, and a global
     freeze stands for it and for all that follow. Fewer orders pass than were asked for, never more.
     """
-    if any(existing.canonical() == freeze.canonical() for existing in flag.freezes):
+    if any(existing.canonical() == freeze.canonical() or _folded_last(existing, freeze) for existing in flag.freezes):
         return None
     single = [existing for existing in flag.freezes if existing.id != ESCALATION_ID]
-    freezes = merge(flag.freezes, (freeze,)) if len(single) < MAX_FREEZES else _escalate(flag, freeze)
+    freezes = merge(flag.freezes, (freeze,))
+    if len(single) >= MAX_FREEZES or _bytes_in_force(freezes) > IN_FORCE_MAX_BYTES:
+        freezes = _escalate(flag, freeze)
     return _change(
         flag, freezes, kind="freeze", actor=freeze.actor, at=freeze.at, reason=freeze.reason, added=(freeze,), lifted=()
     )
@@ -183,7 +192,7 @@ def lift(flag: Flag, *, epoch: int, ids: Sequence[str], actor: str, at: str, rea
     if missing:
         raise UnknownFreeze(f"no freeze {', '.join(missing)} is in force at epoch {flag.epoch}; nothing was released")
     kept = tuple(freeze for freeze in flag.freezes if freeze.id not in ids)
-    return _change(flag, kept, kind="release", actor=actor, at=at, reason=reason, added=(), lifted=tuple(sorted(ids)))
+    return _change(flag, kept, kind="release", actor=actor, at=at, reason=reason, added=(), lifted=tuple(sorted(set(ids))))
 
 
 def reassert(found: Flag | None, known: Flag, cause: Freeze) -> Change:
@@ -206,19 +215,29 @@ def reassert(found: Flag | None, known: Flag, cause: Freeze) -> Change:
     )
 
 
+def _bytes_in_force(freezes: Iterable[Freeze]) -> int:
+    return sum(len(freeze.canonical().encode()) for freeze in freezes)
+
+
+def _folded_last(existing: Freeze, freeze: Freeze) -> bool:
+    """Tell whether ``existing`` is the escalation cause and ``freeze`` went into it last: it was sent twice."""
+    return existing.id == ESCALATION_ID and existing.metadata.get("last_folded_sha256") == sha256_hex(freeze.canonical())
+
+
 def _escalate(flag: Flag, freeze: Freeze) -> tuple[Freeze, ...]:
     """Return the causes of a full flag with one more folded into the escalation cause."""
     before = next((existing for existing in flag.freezes if existing.id == ESCALATION_ID), None)
-    folded = int(before.metadata.get("folded", 0)) if before else 0
+    counted = before.metadata.get("folded", 0) if before else 0
+    folded = counted if isinstance(counted, int) else 0
     stands_for_all = Freeze(
         id=ESCALATION_ID,
         scope=GLOBAL,
         mode=Mode.FROZEN,
         trigger="cause_limit",
-        reason=f"more than {MAX_FREEZES} causes are in force; everything is frozen until an operator has looked",
+        reason="more causes are in force than a flag can hold; everything is frozen until an operator has looked",
         actor=freeze.actor,
         at=freeze.at,
-        metadata={"folded": folded + 1, "last_folded": freeze.id},
+        metadata={"folded": folded + 1, "last_folded": freeze.id, "last_folded_sha256": sha256_hex(freeze.canonical())},
     )
     return merge((existing for existing in flag.freezes if existing.id != ESCALATION_ID), (stands_for_all,))
 

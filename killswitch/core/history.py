@@ -99,7 +99,12 @@ def seal(
 
 
 def verify(
-    entries: Sequence[tuple[int, HistoryEntry]], *, flag_epoch: int, flag_head: str, flag_freezes: Sequence[Any]
+    entries: Sequence[tuple[int, HistoryEntry]],
+    *,
+    flag_epoch: int,
+    flag_head: str,
+    flag_freezes: Sequence[Any],
+    flag_parent: str | None = None,
 ) -> list[HistoryFault]:
     """Return everything that is wrong with a history, an empty list when nothing is.
 
@@ -108,6 +113,7 @@ def verify(
         flag_epoch: epoch of the flag in the store.
         flag_head: hash that the flag names as its newest entry.
         flag_freezes: JSON form of the freezes that the flag holds.
+        flag_parent: hash that the flag names as the entry before its newest, ``None`` to leave it unchecked.
     """
     faults: list[HistoryFault] = []
     expected_epoch, previous = 1, GENESIS_HASH
@@ -116,9 +122,15 @@ def verify(
             last = key_epoch - 1
             span = f"entry {expected_epoch} is" if last == expected_epoch else f"entries {expected_epoch} to {last} are"
             faults.append(HistoryFault(expected_epoch, "missing", f"{span} missing from the history"))
+        elif key_epoch < expected_epoch:
+            sentence = f"entry {key_epoch} stands after entry {expected_epoch - 1}: it is there twice or out of order"
+            faults.append(HistoryFault(key_epoch, "reordered", sentence))
         faults.extend(_entry_faults(key_epoch, entry, previous if key_epoch == expected_epoch else None))
         expected_epoch, previous = key_epoch + 1, entry.hash
     faults.extend(_head_faults(entries, flag_epoch, flag_head, flag_freezes))
+    if entries and not faults and flag_parent is not None and entries[-1][1].previous_hash != flag_parent:
+        sentence = "the flag names another entry before its newest than the history holds"
+        faults.append(HistoryFault(flag_epoch, "head", sentence))
     return faults
 
 

@@ -1,0 +1,481 @@
+"""A trading program: one order router as one process, making a market on a simulated venue around its price tape.
+
+It uses what any trading firm's program would use and nothing more: the gate, the link to the agent, the order router
+and the risk monitor. It knows nothing of the scenario that it is part of. It quotes a few bids below the price and
+offers what it holds above it; it never sells short. When prices fall its bids are filled, so its inventory grows to
+its limit and it loses money, as market makers do in a crash.
+
+It keeps quoting through a freeze: every attempt is refused by the gate before anything is sent, and counted by cause.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from agents.risk.events import FreezeEvent
+from agents.risk.runtime_monitor import RuntimeRiskMonitor
+from agents.routing.order_router import OrderRouter, Refused, VenueEvent, VenueEventKind
+from agents.routing.venue_client import SimulatedVenueClient, VenueDisconnected
+from killswitch import Gate, GateUnavailable
+from killswitch.clock import now_ns
+from killswitch.link import CancelResult, Exposure, Holding, RouterLink, Stop
+
+BPS = 1e-4
+PRICE_DECIMALS = 2
+QUANTITY_DECIMALS = 6
+
+VENUE_NAME = "simulated"
+VENUE_WAIT_S = 20.0
+VENUE_COST_BPS = 2.0
+GATE_WAIT_S = 0.5
+QUOTE_EVERY_S = 0.1
+STATS_EVERY_S = 0.25
+LIMIT_HEADROOM = 2.0
+EDGE_FREEZE_BPS = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuotingPlan:
+    """How the market maker quotes.
+
+    Attributes:
+        levels: quotes on each side of each symbol.
+        spacing_bps: distance of the first quote from the price, and between quotes.
+        tolerance_bps: a working quote this near to where one is wanted stays where it is.
+        quote_usd: value of one quote.
+        inventory_max_usd: no bid is placed that would bring the value of a position above this.
+    """
+
+    levels: int = 3
+    spacing_bps: float = 8.0
+    tolerance_bps: float = 3.0
+    quote_usd: float = 1_500.0
+    inventory_max_usd: float = 24_000.0
+
+
+DEFAULT_PLAN = QuotingPlan()
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """A quote that is wanted: side ``buy`` or ``sell``, quantity in units of the symbol, price in USD."""
+
+    side: str
+    qty: float
+    price: float
+
+
+@dataclass(frozen=True, slots=True)
+class Working:
+    """A quote that is working, as far as the program knows."""
+
+    client_order_id: str
+    side: str
+    qty: float
+    price: float
+
+
+@dataclass(frozen=True, slots=True)
+class Requote:
+    """What to do about one symbol: ids to cancel first, then quotes to place."""
+
+    cancel: tuple[str, ...]
+    place: tuple[Quote, ...]
+
+
+def requote(price: float, position: float, working: Sequence[Working], plan: QuotingPlan) -> Requote:
+    """Decide how the quotes of one symbol should change.
+
+    Args:
+        price: last price in USD.
+        position: quantity held, never negative.
+        working: quotes that work now or may.
+        plan: how to quote.
+    """
+    wanted = [*_bids(price, position, plan), *_asks(price, position, plan)]
+    tolerance = price * plan.tolerance_bps * BPS
+    keep: set[str] = set()
+    place = []
+    for quote in wanted:
+        match = next(
+            (
+                order
+                for order in working
+                if order.client_order_id not in keep
+                and order.side == quote.side
+                and abs(order.price - quote.price) <= tolerance
+            ),
+            None,
+        )
+        if match is None:
+            place.append(quote)
+        else:
+            keep.add(match.client_order_id)
+    stale = tuple(order.client_order_id for order in working if order.client_order_id not in keep)
+    return Requote(stale, tuple(place))
+
+
+def _bids(price: float, position: float, plan: QuotingPlan) -> list[Quote]:
+    room_usd = plan.inventory_max_usd - position * price
+    levels = min(plan.levels, int(room_usd // plan.quote_usd))
+    return [_quote("buy", price * (1 - plan.spacing_bps * BPS * level), plan) for level in range(1, levels + 1)]
+
+
+def _asks(price: float, position: float, plan: QuotingPlan) -> list[Quote]:
+    """Offer what is held, one level further out than the bids: it would rather hold than sell."""
+    quotes: list[Quote] = []
+    for level in range(2, plan.levels + 2):
+        quote = _quote("sell", price * (1 + plan.spacing_bps * BPS * level), plan)
+        if sum(before.qty for before in quotes) + quote.qty > position:
+            break
+        quotes.append(quote)
+    return quotes
+
+
+def _quote(side: str, price: float, plan: QuotingPlan) -> Quote:
+    return Quote(side, round(plan.quote_usd / price, QUANTITY_DECIMALS), round(price, PRICE_DECIMALS))
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Position and profit in each symbol at average cost, from this program's own fills.
+
+    Attributes:
+        quantities: units held.
+        costs_usd: what the units held have cost.
+        realised_usd: profit of what was sold.
+    """
+
+    quantities: dict[str, float]
+    costs_usd: dict[str, float]
+    realised_usd: float = 0.0
+
+    def fill(self, symbol: str, side: str, qty: float, price: float) -> None:
+        """Book a fill; a sale of more than is held closes the position and books the rest as a short one."""
+        held = self.quantities.get(symbol, 0.0)
+        cost = self.costs_usd.get(symbol, 0.0)
+        signed = qty if side == "buy" else -qty
+        if held * signed >= 0:
+            held, cost = held + signed, cost + signed * price
+        else:
+            average = cost / held
+            closing = min(qty, abs(held)) * (1 if held > 0 else -1)
+            self.realised_usd += closing * (price - average)
+            rest = signed + closing
+            held, cost = (held - closing, cost - closing * average) if rest == 0 else (rest, rest * price)
+        if abs(held) < 10**-QUANTITY_DECIMALS / 2:
+            held, cost = 0.0, 0.0
+        self.quantities[symbol], self.costs_usd[symbol] = held, cost
+
+    def pnl_usd(self, prices_usd: Mapping[str, float]) -> float:
+        """Realised and unrealised profit at these prices; a symbol without a price counts at cost."""
+        unrealised = sum(
+            held * prices_usd[symbol] - self.costs_usd[symbol]
+            for symbol, held in self.quantities.items()
+            if symbol in prices_usd
+        )
+        return self.realised_usd + unrealised
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraderOptions:
+    """Who a trading program is and whom it talks to; see the command line for each field."""
+
+    router: str
+    node: str
+    gate: Path
+    link: str
+    venue_host: str
+    venue_port: int
+    symbols: tuple[str, ...]
+    inventory_max_usd: float
+    seed: int
+    stats: Path | None
+
+
+class Trader:
+    """One order router with its strategy: :meth:`run` trades until :meth:`stop`, then cancels and says goodbye.
+
+    Args:
+        options: who it is and whom it talks to.
+    """
+
+    def __init__(self, options: TraderOptions) -> None:
+        self._options = options
+        rng = random.Random(f"{options.seed}:{options.router}")  # noqa: S311 - repeatable variety, not a secret
+        # Routers that all quote alike would all be filled at the same tick.
+        self._plan = replace(
+            DEFAULT_PLAN,
+            spacing_bps=DEFAULT_PLAN.spacing_bps * rng.uniform(0.9, 1.1),
+            quote_usd=DEFAULT_PLAN.quote_usd * rng.uniform(0.9, 1.1),
+            inventory_max_usd=options.inventory_max_usd,
+        )
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()
+        self._prices_usd: Mapping[str, float] = {}
+        self._ledger = Ledger({}, {})
+        self._symbols_by_id: dict[str, tuple[str, str]] = {}
+        self._cancel_asked: set[str] = set()
+        self._stops: Counter[str] = Counter()
+        self._fills = 0
+        self._orders = 0
+        self._id_prefix = f"{options.router}-{now_ns():x}"
+        self._router: OrderRouter | None = None
+        self._link: RouterLink | None = None
+        self._client = SimulatedVenueClient(
+            options.venue_host,
+            options.venue_port,
+            owner=options.router,
+            on_event=self._on_venue_event,
+            on_prices=self._on_prices,
+        )
+
+    def stop(self) -> None:
+        """Ask :meth:`run` to end; from any thread or a signal handler."""
+        self._stopping.set()
+
+    def run(self) -> int:
+        """Trade until stopped.
+
+        Returns:
+            0 when it was stopped and has nothing working left, 1 when the venue was lost or orders are left.
+        """
+        self._client.connect(within_s=VENUE_WAIT_S)
+        # An earlier process of this name may have left orders; they are nobody's now.
+        self._client.cancel_all()
+        left_behind = len(self._client.open_orders())
+        gate = self._wait_for_gate()
+        if gate is None:
+            self._client.close()
+            return 0
+        monitor = self._make_monitor()
+        router = self._router = OrderRouter(
+            gate=gate, venue_client=self._client, monitor=monitor, venue=VENUE_NAME, node=self._options.node
+        )
+        link = self._link = RouterLink(
+            self._options.link,
+            router=self._options.router,
+            gate=gate,
+            on_stop=self._on_stop,
+            reconciled=left_behind == 0,
+        )
+        link.start()
+        try:
+            self._trade(router, link, monitor)
+        finally:
+            exit_code = self._finish(router, link)
+            gate.close()
+        return exit_code
+
+    def _wait_for_gate(self) -> Gate | None:
+        """Return the gate once the agent has made it, ``None`` when stopped before."""
+        while not self._stopping.is_set():
+            with contextlib.suppress(GateUnavailable):
+                return Gate.open(self._options.gate, wait_s=GATE_WAIT_S)
+        return None
+
+    def _make_monitor(self) -> RuntimeRiskMonitor:
+        """Limits of this program alone, wide enough that the cluster's rules speak first."""
+        symbols = len(self._options.symbols)
+        return RuntimeRiskMonitor(
+            max_inventory_usd_per_symbol=self._plan.inventory_max_usd * LIMIT_HEADROOM,
+            max_total_notional_usd=self._plan.inventory_max_usd * LIMIT_HEADROOM * symbols,
+            edge_freeze_threshold_bps=EDGE_FREEZE_BPS,
+            on_freeze=self._on_monitor_freeze,
+        )
+
+    def _trade(self, router: OrderRouter, link: RouterLink, monitor: RuntimeRiskMonitor) -> None:
+        edge_bps = self._plan.spacing_bps - VENUE_COST_BPS
+        stats_due_s = 0.0
+        while not self._stopping.wait(QUOTE_EVERY_S) and not self._client.lost:
+            with self._lock:
+                prices = dict(self._prices_usd)
+            for symbol in self._options.symbols:
+                if symbol in prices:
+                    monitor.on_edge_update(symbol, edge_bps)
+                    self._requote(router, symbol, prices[symbol])
+            link.report(self._exposure(router, edge_bps))
+            if time.monotonic() >= stats_due_s:
+                self._write_stats(router)
+                stats_due_s = time.monotonic() + STATS_EVERY_S
+
+    def _requote(self, router: OrderRouter, symbol: str, price: float) -> None:
+        """Bring the quotes of one symbol to where they are wanted. Refusals are counted by the order router."""
+        open_orders = [order for order in router.open_orders() if order.symbol == symbol]
+        with self._lock:
+            position = self._ledger.quantities.get(symbol, 0.0)
+            asked = set(self._cancel_asked)
+        working = [
+            Working(order.client_order_id, order.side, order.remaining, order.price)
+            for order in open_orders
+            if order.client_order_id not in asked
+        ]
+        change = requote(price, position, working, self._plan)
+        for client_order_id in change.cancel:
+            with self._lock:
+                self._cancel_asked.add(client_order_id)
+            with contextlib.suppress(VenueDisconnected):
+                self._client.cancel(client_order_id)
+        for quote in change.place:
+            self._orders += 1
+            client_order_id = f"{self._id_prefix}-{self._orders}"
+            with self._lock:
+                # Known before it is sent: its fill may come before place_order returns.
+                self._symbols_by_id[client_order_id] = (symbol, quote.side)
+            placed = router.place_order(client_order_id, symbol, quote.side, quote.qty, quote.price)
+            if isinstance(placed, Refused):
+                with self._lock:
+                    self._symbols_by_id.pop(client_order_id, None)
+
+    def _finish(self, router: OrderRouter, link: RouterLink) -> int:
+        """Cancel everything, report what is left, say goodbye."""
+        result = router.cancel_all_orders("the trading program ends")
+        left = result.open
+        try:
+            self._client.cancel_all()
+            left = len(self._client.open_orders())
+        except VenueDisconnected as error:
+            sys.stderr.write(f"{self._options.router}: {error}; what is working there is not known\n")
+        link.report(self._exposure(router, self._plan.spacing_bps - VENUE_COST_BPS))
+        link.close()
+        self._write_stats(router)
+        lost = self._client.lost
+        self._client.close()
+        return 1 if left or lost else 0
+
+    # -- what others say, each on a thread of theirs -------------------------------------------------------------
+
+    def _on_stop(self, stop: Stop) -> CancelResult:
+        """The agent or the gate itself says stop: cancel what it covers."""
+        with self._lock:
+            self._stops["permit_expired" if stop.permit_expired else "freeze"] += 1
+        if self._router is None:
+            return CancelResult(cancelled=0, failed=0, open=0, last_sequence=None)
+        return self._router.cancel_all_orders(stop.reason, covers=stop.covers)
+
+    def _on_monitor_freeze(self, event: FreezeEvent) -> None:
+        """A freeze of this program's own monitor asks for one of the cluster."""
+        if self._link is not None:
+            self._link.request_freeze(event.trigger, event.reason, metadata=event.metadata)
+
+    def _on_prices(self, prices_usd: Mapping[str, float]) -> None:
+        with self._lock:
+            self._prices_usd = prices_usd
+
+    def _on_venue_event(self, event: VenueEvent) -> None:
+        if self._router is not None:
+            self._router.on_venue_event(event)
+        with self._lock:
+            if event.kind is VenueEventKind.ACK:
+                return
+            # Whatever else the venue says, the order is over; fills are always whole, and only what is over cannot
+            # be cancelled.
+            self._cancel_asked.discard(event.client_order_id)
+            known = self._symbols_by_id.pop(event.client_order_id, None)
+            if event.kind is VenueEventKind.FILL and known is not None:
+                self._fills += 1
+                self._ledger.fill(*known, event.qty, event.price)
+
+    # -- what it tells others ------------------------------------------------------------------------------------
+
+    def _exposure(self, router: OrderRouter, edge_bps: float) -> Exposure:
+        working = list(router.open_orders())
+        with self._lock:
+            prices = dict(self._prices_usd)
+            holdings = {
+                symbol: Holding(quantity, prices[symbol])
+                for symbol, quantity in self._ledger.quantities.items()
+                if symbol in prices
+            }
+            pnl_usd = self._ledger.pnl_usd(prices)
+        return Exposure(
+            holdings=holdings,
+            working_orders=len(working),
+            working_notional_usd=sum(order.remaining * order.price for order in working),
+            pnl_usd=pnl_usd,
+            last_sequence=router.last_sequence,
+            edges_bps={symbol: edge_bps for symbol in self._options.symbols if symbol in prices},
+        )
+
+    def _write_stats(self, router: OrderRouter) -> None:
+        """Replace the file of counters, so that a reader never sees half of it."""
+        if self._options.stats is None:
+            return
+        refused = router.refused
+        with self._lock:
+            body = {
+                "router": self._options.router,
+                "pid": os.getpid(),
+                "sent": router.sent,
+                "refused": refused,
+                "refused_total": sum(refused.values()),
+                "cancelled": router.cancelled,
+                "fills": self._fills,
+                "contradictions": router.contradictions,
+                "last_sequence": router.last_sequence,
+                "pnl_usd": self._ledger.pnl_usd(self._prices_usd),
+                "stops": dict(self._stops),
+            }
+        scratch = self._options.stats.with_suffix(".new")
+        scratch.write_text(json.dumps(body), encoding="utf-8")
+        scratch.replace(self._options.stats)
+
+
+def _parse(arguments: Sequence[str] | None) -> TraderOptions:
+    parser = argparse.ArgumentParser(prog="python -m agents.scenarios.trader", description=main.__doc__)
+    parser.add_argument("--router", required=True, help="name of this router, such as n1-r1")
+    parser.add_argument("--node", help="name of its node, by default what the router's name has before the last '-'")
+    parser.add_argument("--gate", type=Path, required=True, help="the node's gate page")
+    parser.add_argument("--link", required=True, help="Unix socket of the node's agent")
+    parser.add_argument("--venue", required=True, metavar="HOST:PORT", help="the simulated venue")
+    parser.add_argument("--symbols", default="BTCUSDT,ETHUSDT", help="what to quote, joined by commas")
+    parser.add_argument("--inventory-max-usd", type=float, default=DEFAULT_PLAN.inventory_max_usd, help="per symbol")
+    parser.add_argument("--seed", type=int, default=1, help="varies the quotes between routers")
+    parser.add_argument("--stats", type=Path, help="file of counters, replaced a few times a second")
+    told = parser.parse_args(arguments)
+    host, _, port = told.venue.rpartition(":")
+    if not host or not port.isdigit():
+        parser.error(f"--venue is {told.venue!r}; write HOST:PORT")
+    if not (math.isfinite(told.inventory_max_usd) and told.inventory_max_usd > 0):
+        parser.error(f"--inventory-max-usd is {told.inventory_max_usd}; it must be a finite number greater than 0")
+    return TraderOptions(
+        router=told.router,
+        node=told.node or told.router.rpartition("-")[0] or told.router,
+        gate=told.gate,
+        link=told.link,
+        venue_host=host,
+        venue_port=int(port),
+        symbols=tuple(symbol.strip() for symbol in told.symbols.split(",") if symbol.strip()),
+        inventory_max_usd=told.inventory_max_usd,
+        seed=told.seed,
+        stats=told.stats,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Trade on the simulated venue until SIGTERM; then cancel everything, say goodbye to the agent and end with 0."""
+    trader = Trader(_parse(arguments))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: trader.stop())
+    try:
+        return trader.run()
+    except VenueDisconnected as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

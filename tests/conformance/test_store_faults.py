@@ -1,0 +1,312 @@
+"""What every store keeps of its contract while servers die, hang, and networks swallow what they should carry."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+from structlog.testing import capture_logs
+
+from killswitch.stores import Conflict, Entry, OutcomeUnknown, Store, StoreUnavailable
+from killswitch.stores.faulty import FaultyStore
+from tests.conformance.forwarder import Forwarder
+from tests.conformance.rigs import Observer, Rig, ServerRig, free_port, open_impatient, wait_until_serving
+from tests.waiting import wait_until
+
+NO_SERVER = "the store is in this process, so there is no server and no network that could fail"
+NOT_OURS = "the server was started by somebody else, and is not ours to pause or kill"
+SKIPS: dict[str, dict[str, str]] = {
+    "memory": {
+        "test_a_server_that_is_not_there_is_unavailable_in_time": NO_SERVER,
+        "test_a_server_that_never_answers_is_unavailable_in_time": NO_SERVER,
+        "test_a_second_server_answers_in_place_of_a_dead_or_mute_one": NO_SERVER,
+        "test_a_killed_server_forgets_nothing_and_the_watch_goes_on": NO_SERVER,
+        "test_a_watch_opened_while_the_server_is_away_begins_when_it_is_back": NO_SERVER,
+        "test_a_hanging_server_makes_a_commit_unknown_and_a_fence_settles_it": NO_SERVER,
+        "test_after_an_unknown_outcome_nothing_more_is_sent_blindly": NO_SERVER,
+        "test_silence_is_never_taken_for_health": NO_SERVER,
+        "test_quiet_is_not_taken_for_silence": NO_SERVER,
+        "test_a_watch_moves_to_another_server_when_its_own_falls_silent": NO_SERVER,
+        "test_a_commit_whose_reply_the_network_loses_is_unknown_and_has_happened": NO_SERVER,
+        "test_closing_is_quick_while_the_server_hangs": NO_SERVER,
+    },
+    "embedded": {},
+    "etcd": {},
+    "etcd by URL": {
+        "test_a_killed_server_forgets_nothing_and_the_watch_goes_on": NOT_OURS,
+        "test_a_watch_opened_while_the_server_is_away_begins_when_it_is_back": NOT_OURS,
+        "test_a_hanging_server_makes_a_commit_unknown_and_a_fence_settles_it": NOT_OURS,
+        "test_after_an_unknown_outcome_nothing_more_is_sent_blindly": NOT_OURS,
+        "test_silence_is_never_taken_for_health": NOT_OURS,
+        "test_closing_is_quick_while_the_server_hangs": NOT_OURS,
+    },
+}
+
+TIMEOUT_MS = 400
+# For the call to be scheduled on a busy machine.
+NOTICE_S = 0.6
+
+
+def all_calls(store: Store, at: str) -> dict[str, Callable[[], object]]:
+    """One of each request."""
+    return {
+        "read": lambda: store.read(f"{at}k"),
+        "scan": lambda: store.scan(at),
+        "commit": lambda: store.commit({}, {f"{at}k": b"v"}),
+        "hold": lambda: store.hold(f"{at}held", b"v", 60_000),
+    }
+
+
+def test_the_skips_are_those_that_need_a_server_of_ours() -> None:
+    """Every skip names a test of this file, memory skips just what needs a server, and real servers skip nothing."""
+    tests = {name for name in dir(sys.modules[__name__]) if name.startswith("test_")}
+    for skipped in SKIPS.values():
+        assert set(skipped) <= tests
+    assert {kind: len(skipped) for kind, skipped in SKIPS.items()} == {
+        "memory": 12,
+        "embedded": 0,
+        "etcd": 0,
+        "etcd by URL": 6,
+    }
+    kept_by_memory = tests - set(SKIPS["memory"]) - {"test_the_skips_are_those_that_need_a_server_of_ours"}
+    assert kept_by_memory == {
+        "test_a_lost_reply_is_unknown_and_a_read_settles_it",
+        "test_a_cut_off_client_is_unavailable_and_told_of_the_gap",
+    }
+
+
+def test_a_lost_reply_is_unknown_and_a_read_settles_it(store: Store, other: Store, at: str) -> None:
+    """A commit whose reply is lost raises OutcomeUnknown, and the store has what was written."""
+    faulty = FaultyStore(store)
+    faulty.lose_next_reply()
+    with pytest.raises(OutcomeUnknown):
+        faulty.commit({f"{at}k": None}, {f"{at}k": b"v"})
+    assert faulty.failed_calls == 1
+    entry = other.read(f"{at}k")
+    assert entry is not None
+    assert faulty.commit({f"{at}k": entry.version}, {f"{at}k": b"w"}) > entry.version
+
+
+def test_a_cut_off_client_is_unavailable_and_told_of_the_gap(
+    store: Store, other: Store, at: str, observer: Observer
+) -> None:
+    """While cut off every request is StoreUnavailable without effect; healed, the watch says gap, then goes on."""
+    faulty = FaultyStore(store)
+    control = Observer()
+    other.watch(at, control.on_change, control.on_gap)
+    watch = faulty.watch(at, observer.on_change, observer.on_gap)
+    observer.wait_for_gap()
+    control.wait_for_gap()
+    faulty.cut()
+    for call in all_calls(faulty, at).values():
+        with pytest.raises(StoreUnavailable):
+            call()
+    assert other.scan(at) == []
+    other.commit({}, {f"{at}missed": b"v"})
+    control.wait_for(f"{at}missed", b"v")
+    wait_until(lambda: faulty.swallowed_events > 0, what="an event swallowed")
+    faulty.heal()
+    observer.wait_for_gap(after=1)
+    other.commit({}, {f"{at}seen": b"v"})
+    observer.wait_for(f"{at}seen", b"v")
+    assert [entry.key for entry in observer.changes] == [f"{at}seen"]
+    watch.close()
+
+
+def test_a_server_that_is_not_there_is_unavailable_in_time(rig: Rig, at: str) -> None:
+    """Requests to an address where nobody listens raise StoreUnavailable within the time-out, writes included."""
+    with open_impatient(f"127.0.0.1:{free_port()}", request_timeout_ms=TIMEOUT_MS) as store:
+        for name, call in all_calls(store, at).items():
+            started_s = time.monotonic()
+            with pytest.raises(StoreUnavailable, match=r"etcd at 127\.0\.0\.1:\d+ did not answer"):
+                call()
+            assert time.monotonic() - started_s < TIMEOUT_MS / 1_000 + NOTICE_S, name
+
+
+def test_a_server_that_never_answers_is_unavailable_in_time(rig: Rig, at: str) -> None:
+    """A connection that is accepted and then ignored is given up in time, and a write over it was never sent."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as mute,
+        open_impatient(f"127.0.0.1:{mute.getsockname()[1]}", request_timeout_ms=TIMEOUT_MS) as store,
+    ):
+        for name, call in all_calls(store, at).items():
+            started_s = time.monotonic()
+            with pytest.raises(StoreUnavailable):
+                call()
+            assert time.monotonic() - started_s < TIMEOUT_MS / 1_000 + NOTICE_S, name
+
+
+@pytest.mark.parametrize("first", ["dead", "mute"])
+def test_a_second_server_answers_in_place_of_a_dead_or_mute_one(
+    rig: ServerRig, at: str, first: str, observer: Observer
+) -> None:
+    """Every request succeeds in its time although the first address is no good, and so does the watch."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        bad = f"127.0.0.1:{mute.getsockname()[1]}" if first == "mute" else f"127.0.0.1:{free_port()}"
+        for name in ("read", "scan", "commit", "hold"):
+            with open_impatient(bad, rig.server, request_timeout_ms=4_000) as store:
+                all_calls(store, at + name)[name]()
+        with open_impatient(bad, rig.server, request_timeout_ms=4_000) as store:
+            store.watch(at, observer.on_change, observer.on_gap)
+            observer.wait_for_gap()
+            store.commit({}, {f"{at}seen": b"v"})
+            observer.wait_for(f"{at}seen", b"v")
+
+
+def test_a_killed_server_forgets_nothing_and_the_watch_goes_on(
+    server: ServerRig, store: Store, at: str, observer: Observer
+) -> None:
+    """kill -9 of the server: what was committed is there again, on_gap is called, and changes arrive afterwards."""
+    store.watch(at, observer.on_change, observer.on_gap)
+    observer.wait_for_gap()
+    versions = [store.commit({}, {f"{at}{number:03}": b"v"}) for number in range(100)]
+    observer.wait_for(f"{at}099", b"v")
+    server.kill()
+    server.revive()
+    wait_until_serving(server.server)
+    assert [entry.version for entry in store.scan(at)] == versions
+    observer.wait_for_gap(after=1)
+    store.commit({}, {f"{at}after": b"v"})
+    observer.wait_for(f"{at}after", b"v")
+    assert observer.changes[-1].version > versions[-1]
+
+
+def test_a_watch_opened_while_the_server_is_away_begins_when_it_is_back(
+    server: ServerRig, at: str, observer: Observer
+) -> None:
+    """Opening a watch needs no server; on_gap comes when there is one, however many attempts that took."""
+    with open_impatient(server.server) as store:
+        server.pause()
+        with capture_logs() as logs:
+            store.watch(at, observer.on_change, observer.on_gap)
+            wait_until(
+                lambda: sum(line["event"] == "watch interrupted" for line in logs) >= 3, what="three failed attempts"
+            )
+        assert observer.said == []
+        server.resume()
+        observer.wait_for_gap()
+
+
+def test_a_hanging_server_makes_a_commit_unknown_and_a_fence_settles_it(
+    server: ServerRig, store: Store, at: str
+) -> None:
+    """A commit sent to a server that stopped is OutcomeUnknown; a commit that expects the old version then decides."""
+    before = store.commit({}, {f"{at}k": b"old"})
+    with open_impatient(server.server) as hasty:
+        assert hasty.read(f"{at}k") == Entry(f"{at}k", b"old", before)
+        server.pause()
+        started_s = time.monotonic()
+        with pytest.raises(OutcomeUnknown, match="may have happened"):
+            hasty.commit({f"{at}k": before}, {f"{at}k": b"new"})
+        assert time.monotonic() - started_s < TIMEOUT_MS / 1_000 + NOTICE_S
+        server.resume()
+    try:
+        store.commit({f"{at}k": before}, {f"{at}k": b"fence"})
+        expected = b"fence"
+    except Conflict:
+        expected = b"new"
+    entry = store.read(f"{at}k")
+    assert entry is not None
+    assert entry.value == expected
+
+
+def test_after_an_unknown_outcome_nothing_more_is_sent_blindly(server: ServerRig, store: Store, at: str) -> None:
+    """While the server still hangs further writes are StoreUnavailable, and truly never arrive."""
+    with open_impatient(server.server) as hasty:
+        lease = hasty.hold(f"{at}held", b"v", 60_000)
+        server.pause()
+        with pytest.raises(OutcomeUnknown):
+            hasty.commit({}, {f"{at}first": b"v"})
+        with pytest.raises(StoreUnavailable):
+            hasty.commit({}, {f"{at}second": b"v"})
+        with pytest.raises(StoreUnavailable):
+            hasty.hold(f"{at}third", b"v", 60_000)
+        with pytest.raises(StoreUnavailable):
+            lease.keep_alive()
+        with pytest.raises(StoreUnavailable):
+            hasty.read(f"{at}first")
+        server.resume()
+        wait_until_serving(server.server)
+    # A write that was sent before this one over the same connection would have arrived before it.
+    store.commit({}, {f"{at}later": b"v"})
+    assert {entry.key for entry in store.scan(at)} - {f"{at}first"} == {f"{at}held", f"{at}later"}
+
+
+def test_silence_is_never_taken_for_health(server: ServerRig, at: str, store: Store, observer: Observer) -> None:
+    """A watch on a server that hangs gives its stream up by itself, and says gap when the server is back."""
+    with open_impatient(server.server, request_timeout_ms=2_000) as hasty:
+        with capture_logs() as logs:
+            hasty.watch(at, observer.on_change, observer.on_gap)
+            observer.wait_for_gap()
+            server.pause()
+            wait_until(lambda: any(line["event"] == "watch silent" for line in logs), what="the silence being noticed")
+        gaps_before = observer.gaps
+        server.resume()
+        observer.wait_for_gap(after=gaps_before)
+        store.commit({}, {f"{at}after": b"v"})
+        observer.wait_for(f"{at}after", b"v")
+
+
+def test_quiet_is_not_taken_for_silence(rig: ServerRig, store: Store, at: str, observer: Observer) -> None:
+    """A watch below which nothing changes is left alone by a healthy server, far beyond the limit of silence."""
+    progress_every_ms = 400
+    with open_impatient(rig.server, progress_every_ms=progress_every_ms) as quiet:
+        quiet.watch(at, observer.on_change, observer.on_gap)
+        observer.wait_for_gap()
+        quiet_until_s = time.monotonic() + 6 * progress_every_ms / 1_000
+        wait_until(lambda: time.monotonic() > quiet_until_s, what="a quiet time of twice the limit")
+        store.commit({}, {f"{at}k": b"v"})
+        observer.wait_for(f"{at}k", b"v")
+        assert observer.gaps == 1
+
+
+def test_a_watch_moves_to_another_server_when_its_own_falls_silent(
+    rig: ServerRig, store: Store, at: str, observer: Observer
+) -> None:
+    """A network that swallows everything without a word costs the watch a gap, and no change after it."""
+    with Forwarder(rig.server) as network, open_impatient(network.server, rig.server) as hasty:
+        hasty.watch(at, observer.on_change, observer.on_gap)
+        observer.wait_for_gap()
+        store.commit({}, {f"{at}through": b"v"})
+        observer.wait_for(f"{at}through", b"v")
+        gaps_before = observer.gaps
+        network.swallow_everything()
+        observer.wait_for_gap(after=gaps_before)
+        assert network.swallowed_bytes > 0
+        store.commit({}, {f"{at}around": b"v"})
+        observer.wait_for(f"{at}around", b"v")
+
+
+def test_a_commit_whose_reply_the_network_loses_is_unknown_and_has_happened(
+    rig: ServerRig, store: Store, at: str
+) -> None:
+    """With the request through and the reply lost the outcome is OutcomeUnknown, and no second server is asked."""
+    with Forwarder(rig.server) as network, open_impatient(network.server, rig.server) as hasty:
+        hasty.read(f"{at}k")
+        network.swallow_replies.set()
+        with pytest.raises(OutcomeUnknown):
+            hasty.commit({}, {f"{at}k": b"once"})
+        assert network.swallowed_bytes > 0
+        first = wait_until(lambda: store.read(f"{at}k"), what="the commit having happened")
+        assert first is not None
+        # The next write goes to the second server, and finds the version of the one and only first write.
+        assert hasty.commit({f"{at}k": first.version}, {f"{at}k": b"twice"}) == first.version + 1
+
+
+def test_closing_is_quick_while_the_server_hangs(server: ServerRig, at: str, observer: Observer) -> None:
+    """Neither a watch nor a store waits for a server to be closed."""
+    before = set(threading.enumerate())
+    store = open_impatient(server.server)
+    watch = store.watch(at, observer.on_change, observer.on_gap)
+    store.watch(at, observer.on_change, observer.on_gap)
+    observer.wait_for_gap(after=1)
+    server.pause()
+    started_s = time.monotonic()
+    watch.close()
+    store.close()
+    assert time.monotonic() - started_s < 2.0
+    wait_until(lambda: set(threading.enumerate()) <= before, within_s=5.0, what="the end of the store's threads")
