@@ -63,8 +63,6 @@ class Agent:
         self._identity = identity
         self._stopping = threading.Event()
         self._renew_now = threading.Event()
-        self._may_renew = threading.Event()
-        self._exposure_changed = threading.Event()
         self._turned_ns = cluster.clock()
         self._raised: dict[str, str] = {}
         self._raised_lock = threading.Lock()
@@ -134,7 +132,7 @@ class Agent:
         finally:
             self.keeper.close()
             self._stopping.set()
-            for event in (self._renew_now, self._may_renew, self._exposure_changed, self.voice.wake, self.stopper.wake):
+            for event in (self._renew_now, self.voice.wake, self.stopper.wake):
                 event.set()
             watch.close()
             for thread in threads:
@@ -187,8 +185,6 @@ class Agent:
             self._renew_now.wait(interval_s)
             self._renew_now.clear()
             self._turned_ns = self._cluster.clock()
-            if not self._may_renew.is_set():
-                continue
             try:
                 with self.metrics.renewal_seconds.time():
                     outcome = "renewed" if self.keeper.renew() else self.keeper.last_finding
@@ -218,14 +214,17 @@ class Agent:
             self._release_monitor_if_lifted()
 
     def _membership_loop(self) -> None:
-        if not self._join():
-            return
-        self._may_renew.set()
-        self._renew_now.set()
         pause_s = self._settings.report_min_interval_ms / 1000
         while not self._stopping.is_set():
+            if not self.keeper.is_registered:
+                if not self._join():
+                    return
+                self.keeper.set_registered(True)
+                self._renew_now.set()
             try:
-                self.membership.keep_alive()
+                if not self.membership.keep_alive():
+                    self.keeper.set_registered(False)
+                    continue
                 self.membership.report_if_due()
             except StoreError as error:
                 log.warning("not_reported", error=str(error))

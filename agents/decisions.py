@@ -37,6 +37,9 @@ class Finding(enum.Enum):
     """It did not grow out of the known one: the store was set back and went on."""
 
 
+STORE_LOST_DATA = "store_lost_data"
+"""Trigger of the freeze that an agent puts into a store that lost or rewrote its data."""
+
 MUST_REASSERT = frozenset({Finding.LOST, Finding.REGRESSED, Finding.REWRITTEN})
 """Findings after which the store is told what is known here."""
 
@@ -83,7 +86,7 @@ def store_fault_cause(finding: Finding, known: Flag, *, actor: str, at: str) -> 
         id=f"store-{finding.value}-{known.epoch}-{known.head[:8]}",
         scope=GLOBAL,
         mode=Mode.FROZEN,
-        trigger="store_lost_data",
+        trigger=STORE_LOST_DATA,
         reason=f"{FAULT_SENTENCES[finding]} (epoch {known.epoch}); look at the store before you release",
         actor=actor,
         at=at,

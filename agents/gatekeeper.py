@@ -4,6 +4,7 @@ Paths that lead to a closed gate, each with a test in ``tests/unit/test_gatekeep
 
 =========================  ====================================================================================
 no permit yet              the agent has started and no read has succeeded
+not registered             the node's record is not in the store: a certificate could not know of the node
 permit ran out             no linearizable read came back in time, for whatever reason; no code has to run
 freeze in the flag         seen by the watch or by the next renewal, whichever is first
 flag missing or older      the store lost its data: a cause of this node stands until the store has been told
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from agents.decisions import FAULT_SENTENCES, MUST_REASSERT, Finding, judge, judge_lineage, touching
+from agents.decisions import FAULT_SENTENCES, MUST_REASSERT, STORE_LOST_DATA, Finding, judge, judge_lineage, touching
 from agents.decisions import store_fault_cause as make_store_fault_cause
 from agents.journal import Journal, JournalUnwritable
 from killswitch.cluster import Cluster, NotInitialised
@@ -94,6 +95,7 @@ class GateKeeper:
         self._local: dict[str, Freeze] = {}
         self._settled_at_epoch: dict[str, int] = {}
         self._permit_until_ns = 0
+        self._registered = False
         self.reassertion: Reassertion | None = None
         self.last_finding = "no read yet"
 
@@ -116,6 +118,17 @@ class GateKeeper:
         """The strictest mode that holds for any order of this node; FROZEN without a permit."""
         with self._lock:
             return Mode.FROZEN if self._permit_until_ns <= self._cluster.clock() else self._gate.state.mode
+
+    @property
+    def is_registered(self) -> bool:
+        """The node's record is in the store; without it no permit is taken, for no certificate would name the node."""
+        with self._lock:
+            return self._registered
+
+    def set_registered(self, registered: bool) -> None:
+        """Note that the node's record was written, or that it is gone."""
+        with self._lock:
+            self._registered = registered
 
     def view(self) -> View:
         """What the gate holds closed now."""
@@ -194,6 +207,9 @@ class GateKeeper:
         """
         with self._lock:
             known, ahead = self._known, self._ahead
+            # Only a read that is *sent* after the record was written may give a permit: a certificate reads the
+            # records after its freeze, so whoever it does not find there has no permit from before.
+            registered = self._registered
         sent_ns = self._cluster.clock()
         entry = self._cluster.store.read(self._cluster.keys.flag)
         try:
@@ -209,15 +225,14 @@ class GateKeeper:
             finding = judge_lineage(known, self._stored_hash(known.epoch))
         self.last_finding = finding.value
         if finding is Finding.ADOPT and found is not None:
-            return self._adopt(found, sent_ns)
+            return self._adopt(found, sent_ns, permitted=registered)
         if finding in MUST_REASSERT and known is not None:
             self._store_fault(finding, known)
         else:
             self._fault(NOT_INITIALISED, "not_initialised", FAULT_SENTENCES[Finding.ABSENT])
         return False
 
-    def _adopt(self, flag: Flag, sent_ns: int) -> bool:
-        deadline_ns = permit_deadline_ns(sent_ns, self._cluster.timing)
+    def _adopt(self, flag: Flag, sent_ns: int, *, permitted: bool) -> bool:
         with self._lock:
             if self._known is not None and flag.epoch < self._known.epoch:
                 return False  # a slower thread's older read; the newer one has been acted on
@@ -228,19 +243,28 @@ class GateKeeper:
             self._drop_settled()
             if self._ahead is not None and self._ahead.epoch <= flag.epoch:
                 self._ahead, self._heard = None, ()
-            self._permit_until_ns = max(self._permit_until_ns, deadline_ns)
+            permitted = permitted and self._registered
+            if permitted:
+                deadline_ns = permit_deadline_ns(sent_ns, self._cluster.timing)
+                self._permit_until_ns = max(self._permit_until_ns, deadline_ns)
             if self._ahead is None and not news:
-                self._gate.extend(deadline_ns)
+                self._gate.extend(self._kept_permit_ns())
             else:
                 epoch = max(flag.epoch, self._ahead.epoch if self._ahead else 0)
-                self._gate.update(merge(flag.freezes, self._heard), epoch=epoch, permit_deadline_ns=deadline_ns)
+                self._gate.update(
+                    merge(flag.freezes, self._heard), epoch=epoch, permit_deadline_ns=self._kept_permit_ns()
+                )
         if news:
             self._on_change()
-        return True
+        return permitted
 
     def _take(self, flag: Flag) -> None:
         """Make a flag the known one: close for its freezes, then remember it on disk. Opening is the caller's."""
         held = self._known.freezes if self._known else ()
+        known_ids = {freeze.id for freeze in held}
+        if any(freeze.trigger == STORE_LOST_DATA and freeze.id not in known_ids for freeze in flag.freezes):
+            # Somebody found the store without its data; this node's record may have gone with it.
+            self._registered = False
         self._gate.update(merge(held, flag.freezes), epoch=flag.epoch, permit_deadline_ns=self._kept_permit_ns())
         try:
             self._journal.append(flag)
@@ -272,6 +296,7 @@ class GateKeeper:
         cause = make_store_fault_cause(finding, known, actor=f"agent:{self._node}", at=self._cluster.wall_clock())
         self._fault(STORE_FAULT, cause.trigger, cause.reason)
         with self._lock:
+            self._registered = False
             if self.reassertion is None or self.reassertion.cause.id != cause.id:
                 self.reassertion = Reassertion(known, cause)
 

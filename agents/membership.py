@@ -98,19 +98,26 @@ class Membership:
         self._reported: ReportRecord | None = None
         self._reported_ns = 0
         self._count = 0
+        self._joined_before = False
 
     # -- joining and leaving -------------------------------------------------------------------------------------
 
     def join(self) -> None:
-        """Write the lasting record, then take the lease. Only after this may the node hold a permit.
+        """Take the lease and write the lasting record. Only after this may the node hold a permit.
+
+        May be called again, when the records were found missing: what is there already is kept.
 
         Raises:
             NameInUse: another agent holds the name now; try again until its lease would have run out.
             StoreError: the store did not answer or refuses.
         """
-        self._take_lease()
+        self._drop_dead_lease()
+        if self._lease is None:
+            self._take_lease()
         self._register()
-        self._remember_routers()
+        if not self._joined_before:
+            self._remember_routers()
+            self._joined_before = True
 
     def _register(self) -> None:
         key = self._cluster.keys.under("nodes", self._identity.node)
@@ -212,27 +219,41 @@ class Membership:
 
     # -- staying -------------------------------------------------------------------------------------------------
 
-    def keep_alive(self) -> None:
-        """Keep the lease alive when it is time, and take it again when it was lost.
+    def keep_alive(self) -> bool:
+        """Keep the lease alive when it is time; False when the node's records are no longer what they were.
+
+        The records are read as well: a store that was wiped keeps a lease alive whose key is gone.
 
         Raises:
-            NameInUse: somebody else took the name meanwhile; this agent must stop.
             StoreError: the store did not answer.
         """
         now = self._cluster.clock()
         interval_ns = self._cluster.timing.renew_every_ms * NANOSECONDS_PER_MS
-        if self._lease is not None and now - self._kept_alive_ns < interval_ns:
-            return
+        if self._lease is None:
+            return False
+        if now - self._kept_alive_ns < interval_ns:
+            return True
         try:
-            if self._lease is None:
-                self._take_lease()
-            else:
-                self._lease.keep_alive()
-                self._kept_alive_ns = now
+            self._lease.keep_alive()
         except LeaseLost:
             log.warning("lease_lost", node=self._identity.node)
             self._lease = None
-            self._take_lease()
+            return False
+        self._kept_alive_ns = now
+        return self._lease_key_is_ours() and self._store_has_record()
+
+    def _drop_dead_lease(self) -> None:
+        """Forget a lease whose key is gone or somebody else's, so that joining takes a new one."""
+        if self._lease is not None and not self._lease_key_is_ours():
+            lease, self._lease = self._lease, None
+            lease.release()
+
+    def _lease_key_is_ours(self) -> bool:
+        entry = self._cluster.store.read(self._cluster.keys.under("live", self._identity.node))
+        return entry is not None and self._lease is not None and entry.version == self._lease.version
+
+    def _store_has_record(self) -> bool:
+        return self._cluster.store.read(self._cluster.keys.under("nodes", self._identity.node)) is not None
 
     def report_if_due(self) -> None:
         """Report at once what is material, but not more often than allowed, and everything regularly.

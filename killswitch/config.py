@@ -9,11 +9,22 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveFloat, PositiveInt, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from killswitch.core.permit import Timing, timing_faults
 
@@ -29,8 +40,32 @@ class ConfigError(Exception):
         self.faults = faults
 
 
+_FAULTS = "killswitch_faults"
+"""Type of the error by which a section tells faults that are whole sentences already."""
+
+
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # An infinite limit would be one that is never reached, without saying that it is off.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_yes_or_no(cls, value: Any) -> Any:
+        """Refuse ``true`` where pydantic would read 1: no setting here is a yes or no."""
+        if isinstance(value, bool):
+            raise PydanticCustomError("not_a_switch", "Input should be a number or a text")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        faults = self.faults()
+        if faults:
+            raise PydanticCustomError(_FAULTS, "{text}", {"faults": faults, "text": "; ".join(faults)})
+        return self
+
+    def faults(self) -> list[str]:
+        """Return one sentence for each thing that is wrong between settings that are sound one by one."""
+        return []
 
 
 class TimingSettings(_Section):
@@ -47,6 +82,10 @@ class TimingSettings(_Section):
     def to_core(self) -> Timing:
         """Return the timing as the core knows it."""
         return Timing(**self.model_dump())
+
+    def faults(self) -> list[str]:
+        """Return the inequalities that do not hold."""
+        return timing_faults(self.to_core())
 
 
 class NodeLimits(_Section):
@@ -74,6 +113,15 @@ class AgentSettings(_Section):
         "global", description="What a freeze by a monitor of this node covers."
     )
     limits: NodeLimits = Field(default_factory=NodeLimits, description="The node's own monitor.")
+
+    def faults(self) -> list[str]:
+        """Return what does not fit together between the intervals of reports."""
+        if self.report_min_interval_ms <= self.report_max_interval_ms:
+            return []
+        return [
+            f"report_min_interval_ms ({self.report_min_interval_ms}) must be at most report_max_interval_ms "
+            f"({self.report_max_interval_ms})"
+        ]
 
 
 class MoneyRule(_Section):
@@ -109,6 +157,10 @@ class RuleSettings(_Section):
     drawdown: MoneyRule = Field(default_factory=MoneyRule, description="Fall of the cluster's P&L from its peak.")
     lost_nodes: CountRule = Field(default_factory=CountRule, description="Registered nodes without a live agent.")
     stale_reports: StaleRule = Field(default_factory=StaleRule, description="Age of the oldest live node's report.")
+
+    def faults(self) -> list[str]:
+        """Return the rules whose levels stand in the wrong order."""
+        return _rule_faults(self)
 
 
 class CoordinatorSettings(_Section):
@@ -160,16 +212,11 @@ def load_settings(path: Path | None, overrides: Mapping[str, Any] | None = None)
             return init_settings, env_settings, _Values(settings_cls, file_values)
 
     try:
-        settings = _FromFile(**dict(overrides or {}))
+        return _FromFile(**dict(overrides or {}))
     except ValidationError as error:
-        raise ConfigError([_sentence(origin, fault) for fault in error.errors()]) from error
-    faults = [f"{origin}: timing: {fault}" for fault in timing_faults(settings.timing.to_core())]
-    faults += [f"{origin}: {fault}" for fault in _rule_faults(settings.coordinator.rules)]
-    if settings.agent.report_min_interval_ms > settings.agent.report_max_interval_ms:
-        faults.append(f"{origin}: agent: report_min_interval_ms must be at most report_max_interval_ms")
-    if faults:
-        raise ConfigError(faults)
-    return settings
+        raise ConfigError([text for fault in error.errors() for text in _sentences(origin, fault)]) from error
+    except SettingsError as error:
+        raise ConfigError([f"environment: {error}; write JSON, or one variable for each setting"]) from error
 
 
 class _Values(PydanticBaseSettingsSource):
@@ -197,12 +244,21 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(loaded, dict):
         raise ConfigError([f"{path}: must hold settings by name, not a {type(loaded).__name__}"])
+    strange = [name for name in loaded if not isinstance(name, str)]
+    if strange:
+        raise ConfigError([f"{path}: {name}: there is no such setting" for name in strange])
     return loaded
 
 
-def _sentence(origin: str, fault: Any) -> str:
-    """Turn one fault of pydantic's into a sentence: where, what, and what may have been meant."""
+def _sentences(origin: str, fault: Any) -> list[str]:
+    """Turn one fault of pydantic's into sentences: where, what, and what may have been meant."""
     where = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == _FAULTS:
+        return [f"{origin}: {where}: {text}" for text in fault["ctx"]["faults"]]
+    return [_sentence(origin, where, fault)]
+
+
+def _sentence(origin: str, where: str, fault: Any) -> str:
     if fault["type"] == "extra_forbidden":
         meant = difflib.get_close_matches(str(fault["loc"][-1]), _names_in(fault["loc"][:-1]), n=1, cutoff=0.5)
         hint = f"; did you mean {meant[0]!r}?" if meant else ""
@@ -227,7 +283,5 @@ def _rule_faults(rules: RuleSettings) -> list[str]:
         warning = next(value for key, value in levels.items() if key.startswith("warning"))
         hard = next(value for key, value in levels.items() if key.startswith("hard"))
         if warning is not None and hard is not None and warning > hard:
-            faults.append(
-                f"coordinator.rules.{name}: the warning level ({warning:g}) must not be above the hard level ({hard:g})"
-            )
+            faults.append(f"{name}: the warning level ({warning:g}) must not be above the hard level ({hard:g})")
     return faults

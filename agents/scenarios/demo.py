@@ -312,8 +312,15 @@ class Demo:
         return f"{freeze.actor} froze the cluster, epoch {flag.epoch}: {freeze.reason}"
 
     def _certify(self) -> str:
-        record = self._until(self._final_certificate, CERTIFICATE_WITHIN_S, "a final certificate in the store")
-        self.certificate = certificate = record.model_dump(mode="json")
+        try:
+            record = self._until(self._final_certificate, CERTIFICATE_WITHIN_S, "a final certificate in the store")
+        except DidNotHappen as error:
+            if self.certificate is None:
+                raise
+            self._view.certificate(self.certificate)
+            said = "; ".join(f"{line['node']}: {line['note']}" for line in self.certificate["nodes"] if line["note"])
+            raise DidNotHappen(f"{error}; the last one says: {said or 'nothing is missing'}") from error
+        certificate = record.model_dump(mode="json")
         seen = self._require_venue().summary()
         self.open_after_freeze = int(seen["open_orders"])
         self._stats_at_certificate = {name: _refused(self._stats(name)) for name in self._router_names()}
@@ -438,12 +445,16 @@ class Demo:
         return flag if flag.freezes else None
 
     def _final_certificate(self) -> CertificateRecord | None:
-        """The leader's certificate for the flag as it stands, once nothing more will be added to it."""
+        """The leader's certificate for the flag as it stands, once nothing more will be added to it.
+
+        One that is not final yet is kept in :attr:`certificate`, to be shown if no better one comes.
+        """
         cluster = self._require_cluster()
         entry = cluster.store.read(cluster.keys.certificate(self._flag().epoch))
         if entry is None:
             return None
         record = CertificateRecord.from_bytes(entry.value, key=entry.key)
+        self.certificate = record.model_dump(mode="json")
         return record if record.final else None
 
     def _history_entry(self, epoch: int) -> HistoryRecord:

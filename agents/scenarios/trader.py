@@ -274,7 +274,7 @@ class Trader:
         )
         link.start()
         try:
-            self._trade(router, link, monitor)
+            self._trade(gate, router, link, monitor)
         finally:
             exit_code = self._finish(router, link)
             gate.close()
@@ -297,7 +297,7 @@ class Trader:
             on_freeze=self._on_monitor_freeze,
         )
 
-    def _trade(self, router: OrderRouter, link: RouterLink, monitor: RuntimeRiskMonitor) -> None:
+    def _trade(self, gate: Gate, router: OrderRouter, link: RouterLink, monitor: RuntimeRiskMonitor) -> None:
         edge_bps = self._plan.spacing_bps - VENUE_COST_BPS
         stats_due_s = 0.0
         while not self._stopping.wait(QUOTE_EVERY_S) and not self._client.lost:
@@ -306,14 +306,18 @@ class Trader:
             for symbol in self._options.symbols:
                 if symbol in prices:
                     monitor.on_edge_update(symbol, edge_bps)
-                    self._requote(router, symbol, prices[symbol])
+                    self._requote(gate, router, symbol, prices[symbol])
             link.report(self._exposure(router, edge_bps))
             if time.monotonic() >= stats_due_s:
                 self._write_stats(router)
                 stats_due_s = time.monotonic() + STATS_EVERY_S
 
-    def _requote(self, router: OrderRouter, symbol: str, price: float) -> None:
-        """Bring the quotes of one symbol to where they are wanted. Refusals are counted by the order router."""
+    def _requote(self, gate: Gate, router: OrderRouter, symbol: str, price: float) -> None:
+        """Bring the quotes of one symbol to where they are wanted. Refusals are counted by the order router.
+
+        While the gate is closed nothing is withdrawn here: cancelling is then the business of the stop alone, so that
+        an empty book shows that the stop was carried out, and not that the strategy happened to move its quotes.
+        """
         open_orders = [order for order in router.open_orders() if order.symbol == symbol]
         with self._lock:
             position = self._ledger.quantities.get(symbol, 0.0)
@@ -324,7 +328,7 @@ class Trader:
             if order.client_order_id not in asked
         ]
         change = requote(price, position, working, self._plan)
-        for client_order_id in change.cancel:
+        for client_order_id in change.cancel if gate.allows(symbol, venue=VENUE_NAME) else ():
             with self._lock:
                 self._cancel_asked.add(client_order_id)
             with contextlib.suppress(VenueDisconnected):

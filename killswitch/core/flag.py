@@ -163,8 +163,9 @@ def initial(cluster: str, *, actor: str, at: str, reason: str) -> Change:
 def add(flag: Flag, freeze: Freeze) -> Change | None:
     """Add one cause; ``None`` when exactly this cause is in force already (a freeze that was sent twice).
 
-    A flag that holds :data:`MAX_FREEZES` causes, or :data:`IN_FORCE_MAX_BYTES` of them, escalates: the cause is told in the history in full, and a global
-    freeze stands for it and for all that follow. Fewer orders pass than were asked for, never more.
+    A flag that holds :data:`MAX_FREEZES` causes, or :data:`IN_FORCE_MAX_BYTES` of them, escalates: the cause is told in
+    the history in full, and a global freeze stands for it and for all that follow. Fewer orders pass than were asked
+    for, never more.
     """
     if any(existing.canonical() == freeze.canonical() or _folded_last(existing, freeze) for existing in flag.freezes):
         return None
@@ -192,7 +193,9 @@ def lift(flag: Flag, *, epoch: int, ids: Sequence[str], actor: str, at: str, rea
     if missing:
         raise UnknownFreeze(f"no freeze {', '.join(missing)} is in force at epoch {flag.epoch}; nothing was released")
     kept = tuple(freeze for freeze in flag.freezes if freeze.id not in ids)
-    return _change(flag, kept, kind="release", actor=actor, at=at, reason=reason, added=(), lifted=tuple(sorted(set(ids))))
+    return _change(
+        flag, kept, kind="release", actor=actor, at=at, reason=reason, added=(), lifted=tuple(sorted(set(ids)))
+    )
 
 
 def reassert(found: Flag | None, known: Flag, cause: Freeze) -> Change:
@@ -221,7 +224,8 @@ def _bytes_in_force(freezes: Iterable[Freeze]) -> int:
 
 def _folded_last(existing: Freeze, freeze: Freeze) -> bool:
     """Tell whether ``existing`` is the escalation cause and ``freeze`` went into it last: it was sent twice."""
-    return existing.id == ESCALATION_ID and existing.metadata.get("last_folded_sha256") == sha256_hex(freeze.canonical())
+    said = existing.metadata.get("last_folded_sha256")
+    return existing.id == ESCALATION_ID and said == sha256_hex(freeze.canonical())
 
 
 def _escalate(flag: Flag, freeze: Freeze) -> tuple[Freeze, ...]:
@@ -257,9 +261,9 @@ def _change(
         cluster=flag.cluster,
         epoch=flag.epoch + 1,
         kind=kind,
-        actor=actor,
-        at=at,
-        reason=reason,
+        actor=writable_text(actor),
+        at=writable_text(at),
+        reason=writable_text(reason),
         added=tuple(freeze.to_json() for freeze in added),
         lifted=lifted,
         in_force=tuple(freeze.to_json() for freeze in freezes),

@@ -290,7 +290,7 @@ class RouterLink:
             self._wake_stopper.wait(self._gate_poll_s)
             self._wake_stopper.clear()
             pushed, self._pushed_stop = self._pushed_stop, None
-            stop = pushed or self._stop_on_the_page()
+            stop = pushed or self._look_at_the_page()
             if stop is None:
                 handled, open_orders, self._cancelled_in_episode = None, 0, 0
                 continue
@@ -301,6 +301,15 @@ class RouterLink:
                 open_orders = self._carry_out(stop)
                 handled = identity
                 retry_at_s = time.monotonic() + RETRY_OPEN_S
+
+    def _look_at_the_page(self) -> Stop | None:
+        """As :meth:`_stop_on_the_page`; a page that cannot be looked at for whatever reason stops everything."""
+        try:
+            return self._stop_on_the_page()
+        except Exception:
+            # This thread must never end: it is what cancels when the agent is dead.
+            log.exception("router %s cannot read its gate and takes that as a stop of everything", self._router)
+            return Stop(0, permit_expired=True)
 
     def _stop_on_the_page(self) -> Stop | None:
         """Return what the gate page itself asks to be stopped, ``None`` while it is open for everything."""

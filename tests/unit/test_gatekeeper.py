@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from agents.decisions import Finding, store_fault_cause
 from agents.gatekeeper import FLAG_UNREADABLE, JOURNAL_FAULT, NOT_INITIALISED, STORE_FAULT, GateKeeper
 from agents.journal import Journal, JournalDamaged
 from agents.voice import Voice
@@ -50,6 +51,7 @@ class Node:
         self.writer = GateWriter(self.folder / "gate", cluster="c", node="n1")
         self.journal = Journal(self.folder / "n1.journal", cluster="c")
         self.keeper = GateKeeper(self.writer, self.journal, self.cluster, "n1", on_change=self.changes.set)
+        self.keeper.set_registered(True)
         self.gate = Gate.open(self.folder / "gate")
 
     def restart(self) -> None:
@@ -210,13 +212,53 @@ def test_a_store_that_lost_its_data_is_told_again(make_node: Callable[..., Node]
     assert not node.keeper.renew()
     assert STORE_FAULT in node.cause_ids()
     assert not Voice(node.cluster, node.keeper).speak()
-    assert node.keeper.renew()
+    assert not node.keeper.renew()
     flag = node.cluster.read_flag().flag
     assert kept.id in flag.freeze_ids()
     assert any(freeze.trigger == "store_lost_data" for freeze in flag.freezes)
     assert flag.epoch == 3
     assert not node.gate.allows("BTC")
+    node.keeper.set_registered(True)
     node.release_all()
+    assert node.keeper.renew()
+    assert node.gate.allows("BTC")
+
+
+def test_a_node_without_a_record_gets_no_permit(make_node: Callable[..., Node], store: FaultyStore) -> None:
+    """PROOF, NOT HOPE: a node that no certificate would name does not trade, and a read sent before does not count."""
+    node = make_node()
+    node.keeper.set_registered(False)
+    assert not node.keeper.renew()
+    assert not node.gate.allows("BTC")
+    inner_read = store.read
+
+    def registered_while_reading(key: str) -> object:
+        node.keeper.set_registered(True)
+        return inner_read(key)
+
+    store.read = registered_while_reading  # type: ignore[method-assign, assignment]  # the moment is what is tested
+    assert not node.keeper.renew()
+    assert not node.gate.allows("BTC")
+    assert node.keeper.renew()
+    assert node.gate.allows("BTC")
+
+
+def test_a_node_whose_record_may_be_lost_with_the_store_registers_again_first(
+    make_node: Callable[..., Node], store: FaultyStore
+) -> None:
+    """PROOF, NOT HOPE: another agent told the store again; this node's record may be gone, so it gets no permit."""
+    node = make_node()
+    node.keeper.renew()
+    known = node.cluster.read_flag().flag
+    wipe(store)
+    node.cluster.reassert(known, store_fault_cause(Finding.LOST, known, actor="agent:n2", at="now"))
+    before = node.keeper.permit_until_ns
+    assert not node.keeper.renew()
+    assert not node.keeper.is_registered
+    node.release_all()
+    assert not node.keeper.renew()
+    assert node.keeper.permit_until_ns == before
+    node.keeper.set_registered(True)
     assert node.keeper.renew()
     assert node.gate.allows("BTC")
 
@@ -298,7 +340,7 @@ def test_an_agent_restarted_while_frozen_stays_frozen_even_if_the_store_forgot(
     assert not node.keeper.renew()
     assert not node.gate.allows("BTC")
     Voice(node.cluster, node.keeper).speak()
-    assert node.keeper.renew()
+    node.keeper.renew()
     assert "must-stay" in node.keeper.view().adopted.freeze_ids()  # type: ignore[union-attr]  # adopted just now
 
 

@@ -196,6 +196,24 @@ def test_a_trading_program_that_fails_to_cancel_proves_nothing(
     assert answer_of(agent.book.states(), 2).open == 1
 
 
+def test_a_gate_that_breaks_under_the_router_stops_everything_and_the_link_goes_on(
+    agent: AgentEnd, writer: GateWriter, make_link: Callable[..., RouterLink], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """UNKNOWN IS FROZEN: an unforeseen error in reading the gate cancels everything, and a push is still answered."""
+    trader = Trader(working=2)
+    make_link(trader, gate_poll_ms=5)
+    wait_until(lambda: agent.presence("r1") is RouterPresence.LIVE, what="the hello")
+
+    def broken(_: Gate) -> None:
+        raise OSError("the page is gone")
+
+    monkeypatch.setattr(Gate, "snapshot", broken)
+    writer.extend(0)
+    wait_until(lambda: trader.working == 0, what="the cancelling")
+    agent.server.push_stop(9, [stop_cause()])
+    wait_until(lambda: answer_of(agent.book.states(), 9).complete, what="the answer")
+
+
 def test_a_router_that_vanishes_leaves_its_working_orders_unproven(agent: AgentEnd) -> None:
     """PROOF, NOT HOPE: a broken connection without goodbye is noticed, and its orders stay in the count."""
     connection = raw_router(agent, "r9")

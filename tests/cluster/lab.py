@@ -1,0 +1,238 @@
+"""A small cluster of real processes on loopback: an embedded etcd, agents, coordinators and the command.
+
+Faults are verbs, and each checks that it took hold before the test goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from killswitch import Gate, GateError
+from killswitch.cluster import Cluster
+from killswitch.core.permit import Timing
+from killswitch.stores import open_store
+from killswitch.stores.embedded import EmbeddedStore
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMING = Timing(
+    request_timeout_ms=250, renew_every_ms=300, permit_ttl_ms=1_200, lease_ttl_ms=3_000, leader_deadline_ms=2_000,
+    backoff_cap_ms=300,
+)  # fmt: skip
+FAULT_FACTOR = 3.0
+"""How far past its bound a thing is waited for before a test fails; the machine may be slow, the promise is not."""
+
+
+@dataclass
+class Ran:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The one document on stdout."""
+        loaded = json.loads(self.out)
+        assert isinstance(loaded, dict)
+        return loaded
+
+
+@dataclass
+class Process:
+    """A daemon of the lab."""
+
+    name: str
+    popen: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        self.popen.kill()
+        self.popen.wait(timeout=10)
+
+    def terminate(self) -> int:
+        """SIGTERM, and return its exit code."""
+        self.popen.terminate()
+        return self.popen.wait(timeout=15)
+
+    def pause(self) -> None:
+        """SIGSTOP, and wait until the kernel says that it stands."""
+        self.popen.send_signal(signal.SIGSTOP)
+        wait_until(lambda: self.state() == "T", what=f"{self.name} to be stopped")
+
+    def resume(self) -> None:
+        """SIGCONT, and wait until it runs."""
+        self.popen.send_signal(signal.SIGCONT)
+        wait_until(lambda: self.state() != "T", what=f"{self.name} to run again")
+
+    def state(self) -> str:
+        """The kernel's letter for the process's state."""
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+@dataclass
+class Lab:
+    """One cluster; everything that it started ends with :meth:`close`."""
+
+    folder: Path
+    rules: Mapping[str, Any] = field(default_factory=dict)
+    agent_settings: Mapping[str, Any] = field(default_factory=dict)
+    name: str = "lab"
+
+    def __post_init__(self) -> None:
+        self.processes: dict[str, Process] = {}
+        store = open_store(f"embedded://{self.folder / 'etcd'}", request_timeout_ms=TIMING.request_timeout_ms)
+        assert isinstance(store, EmbeddedStore)
+        self.store = store
+        self.cluster = Cluster(store, self.name, timing=TIMING)
+        self.config = self.folder / "killswitch.json"  # JSON is YAML
+        settings = {
+            "timing": {key: getattr(TIMING, key) for key in TIMING.__dataclass_fields__},
+            "coordinator": {"rules": dict(self.rules)},
+            "agent": dict(self.agent_settings),
+        }
+        self.config.write_text(json.dumps(settings))
+
+    # -- the command ---------------------------------------------------------------------------------------------
+
+    def arguments(self, *words: str) -> list[str]:
+        """The command line of a call of the command."""
+        return [
+            sys.executable, "-m", "killswitch", "--config", str(self.config), "--store", self.store.client_url,
+            "--cluster", self.name, *words,
+        ]  # fmt: skip
+
+    def run(self, *words: str, timeout_s: float = 30, expect: int | None = 0) -> Ran:
+        """Call the command and return what it printed."""
+        done = subprocess.run(
+            self.arguments(*words), capture_output=True, text=True, timeout=timeout_s, cwd=ROOT, check=False,
+            env=clean_environment(),
+        )  # fmt: skip
+        assert "Traceback" not in done.stderr, done.stderr
+        if expect is not None:
+            assert done.returncode == expect, f"{words}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return Ran(done.returncode, done.stdout, done.stderr)
+
+    def freeze(self, reason: str = "a test", *more: str, expect: int | None = 0) -> Ran:
+        """Freeze by the command."""
+        return self.run("-o", "json", "freeze", "--reason", reason, *more, expect=expect)
+
+    def release(self, expect: int | None = 0) -> Ran:
+        """Release everything at the current epoch by the command."""
+        epoch = self.cluster.read_flag().flag.epoch
+        return self.run("-o", "json", "release", "--epoch", str(epoch), "--reason", "a test", "--yes", expect=expect)
+
+    # -- daemons -------------------------------------------------------------------------------------------------
+
+    def start(self, name: str, *words: str, environment: Mapping[str, str] | None = None) -> Process:
+        """Start a daemon of the command in the background."""
+        log = self.folder / f"{name}.log"
+        with log.open("ab") as file:
+            popen = subprocess.Popen(
+                self.arguments(*words), stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=ROOT,
+                env={**clean_environment(), **(environment or {})},
+            )  # fmt: skip
+        self.processes[name] = Process(name, popen, log)
+        return self.processes[name]
+
+    def start_agent(self, node: str, *, wait: bool = True, environment: Mapping[str, str] | None = None) -> Process:
+        """Start a node's agent and wait until it holds a permit or has a cause on its gate from the flag."""
+        process = self.start(node, *self.agent_words(node), environment=environment)
+        if wait:
+            wait_until(lambda: node in self.cluster.membership().live, within_s=15, what=f"{node} to join")
+            wait_until(lambda: self.has_permit(node), within_s=15, what=f"{node} to hold a permit")
+        return process
+
+    def agent_words(self, node: str, gate_of: str | None = None) -> list[str]:
+        """The words that start a node's agent."""
+        gate = self.gate_path(gate_of or node)
+        return [
+            "agent", "run", "--node", node, "--gate", str(gate), "--link", str(self.folder / f"{gate.stem}.sock"),
+            "--state-dir", str(self.folder / f"{gate.stem}.state"), "--http-port", "0",
+        ]  # fmt: skip
+
+    def start_coordinator(self, name: str) -> Process:
+        """Start a coordinator."""
+        return self.start(name, "coordinator", "run", "--id", name, "--http-port", "0")
+
+    # -- gates ---------------------------------------------------------------------------------------------------
+
+    def gate_path(self, node: str) -> Path:
+        """Where a node's gate page is."""
+        return self.folder / f"{node}.gate"
+
+    def is_open(self, node: str) -> bool:
+        """As a router would see it."""
+        try:
+            with Gate.open(self.gate_path(node)) as gate:
+                return gate.allows("BTCUSDT")
+        except GateError:
+            return False
+
+    def has_permit(self, node: str) -> bool:
+        """The gate has a permit that has not run out, frozen or not."""
+        with contextlib.suppress(GateError), Gate.open(self.gate_path(node)) as gate:
+            state = gate.snapshot()
+            return state.permit_deadline_ns > self.cluster.clock()
+        return False
+
+    # -- faults --------------------------------------------------------------------------------------------------
+
+    def kill_etcd(self) -> int:
+        """SIGKILL the store's server and return the pid that died; its guard starts another."""
+        pid = self.store.etcd_pid
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not Path(f"/proc/{pid}").exists() or _is_zombie(pid), what="etcd to die")
+        return pid
+
+    def pause_etcd(self) -> int:
+        """SIGSTOP the store's server, and wait until the kernel says that it stands."""
+        pid = self.store.etcd_pid
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T", what="the pause")
+        return pid
+
+    def resume_etcd(self, pid: int) -> None:
+        """SIGCONT it."""
+        os.kill(pid, signal.SIGCONT)
+
+    def close(self) -> None:
+        """End everything that this lab started."""
+        for process in self.processes.values():
+            if process.popen.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.popen.send_signal(signal.SIGCONT)
+                process.popen.kill()
+                process.popen.wait(timeout=10)
+        self.store.close()
+
+    def logs(self) -> str:
+        """The logs of all daemons, for a failure's message."""
+        return "\n".join(f"== {p.name}\n{p.log.read_text()[-3000:]}" for p in self.processes.values())
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without settings of whoever runs the tests."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("KILLSWITCH_")}
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
