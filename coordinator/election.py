@@ -88,6 +88,10 @@ class Election:
         sent_ns = self._cluster.clock()
         try:
             lease.keep_alive()
+            # A store that was wiped keeps a lease alive whose key is gone.
+            entry = self._cluster.store.read(lease.key)
+            if entry is None or entry.version != lease.version:
+                raise LeaseLost(f"{lease.key} is no longer this candidate's")
         except LeaseLost:
             with self._lock:
                 self._lease, self._until_ns = None, 0

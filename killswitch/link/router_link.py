@@ -169,6 +169,9 @@ class RouterLink:
                 backoff_s = BACKOFF_MIN_S
             except (OSError, BadLine) as error:
                 log.debug("link to %s: %s", self._path, error)
+            except Exception:
+                # A callback of the trading program failed; the link goes on, for a stop must always get through.
+                log.exception("the link of router %s failed and connects again", self._router)
             self._connected.clear()
             self._drop_connection()
             self._closing.wait(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads reconnects

@@ -241,11 +241,12 @@ def test_a_restarted_agent_keeps_what_its_routers_hold(make_lab: Callable[..., L
     router = Router(lab, "n1", "r1", working=3)
     wait_until(lambda: lab.cluster.membership().exposure().working_orders == 3, what="the report")
     router.link.close()  # the goodbye is told; what it left behind stays counted
+    before = lab.cluster.membership().reports["n1"].instance
     lab.processes["n1"].kill()
-    seen: list[float] = []
     lab.start("n1", *lab.agent_words("n1"))
-    wait_until(lambda: gross_after_restart(lab, seen), within_s=15, what="the restarted agent's report")
-    assert set(seen) == {40_000.0}
+    seen: list[tuple[float, int]] = []
+    wait_until(lambda: note_books(lab, seen) != before, within_s=15, what="the restarted agent's report")
+    assert set(seen) == {(40_000.0, 3)}
     router.gate.close()
 
 
@@ -389,13 +390,12 @@ def readable_flag(lab: Lab) -> Any:
         return None
 
 
-def gross_after_restart(lab: Lab, seen: list[float]) -> bool:
-    """Note what the books say at each look; True once the restarted agent has written them."""
+def note_books(lab: Lab, seen: list[tuple[float, int]]) -> str:
+    """Note what the books say at each look; return which run of the agent wrote the report."""
     membership = lab.cluster.membership()
-    seen.append(membership.exposure().gross_usd)
-    live = membership.live.get("n1")
-    report = membership.reports["n1"]
-    return live is not None and report.instance == live.instance
+    exposure = membership.exposure()
+    seen.append((exposure.gross_usd, exposure.working_orders))
+    return membership.reports["n1"].instance
 
 
 def lost_routers(lab: Lab, node: str) -> list[str]:

@@ -3,13 +3,12 @@
 #
 #   tests/images/build.sh            build what is missing; does nothing when the image is there
 #
-# Needs root (debootstrap makes device nodes and a chroot), debootstrap and a Docker daemon. The Debian mirror is
-# DEBIAN_MIRROR, http://deb.debian.org/debian by default. Safe to run twice at the same time.
+# Needs root (debootstrap makes device nodes and a chroot), debootstrap and a Docker daemon. DEBIAN_MIRROR names a mirror
+# other than debootstrap's own default. Safe to run twice at the same time.
 set -eu
 
 IMAGE=killswitch-test/etcd:bookworm
 BASE=debian:bookworm-slim
-MIRROR=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 HERE=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 
 say() { printf 'images: %s\n' "$*" >&2; }
@@ -27,8 +26,8 @@ if ! have "$BASE"; then
   command -v debootstrap >/dev/null || { say "debootstrap is missing: apt-get install debootstrap"; exit 1; }
   root=$(mktemp -d)
   trap 'rm -rf "$root"' EXIT INT TERM
-  say "debootstrap of bookworm from $MIRROR"
-  debootstrap --variant=minbase bookworm "$root/tree" "$MIRROR" >"$root/log" 2>&1 ||
+  say "debootstrap of bookworm"
+  debootstrap --variant=minbase bookworm "$root/tree" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} >"$root/log" 2>&1 ||
     { tail -n 20 "$root/log" >&2; say "debootstrap failed"; exit 1; }
   rm -rf "$root/tree/var/cache/apt/archives"/*.deb
   tar -C "$root/tree" -c . | docker import - "$BASE" >/dev/null

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import uuid
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -389,10 +389,10 @@ def test_every_interrupted_prefix_leaves_a_state_no_looser_than_before(steps: li
     """
     before = flag = first_flag()
     for kind, argument in steps:
+        stored = (flag.epoch, flag.head, [freeze.canonical() for freeze in flag.freezes])
         change = decide(flag, before, kind, argument)
-        kept = [freeze.canonical() for freeze in flag.freezes]
         # A crash here: whatever was decided, the flag in the store is the old one, untouched.
-        assert [freeze.canonical() for freeze in flag.freezes] == kept
+        assert (flag.epoch, flag.head, [freeze.canonical() for freeze in flag.freezes]) == stored
         if change is None:
             continue
         before, flag = flag, change.flag
@@ -449,14 +449,15 @@ def _commit_under_fault(store: FaultyStore, cluster: Cluster, change: Change, fa
 # -- escalation ------------------------------------------------------------------------------------------------------
 
 
-def full_flag(scope: Callable[[int], str] = lambda number: f"symbol:S{number}") -> tuple[Flag, list[Change]]:
+@functools.cache
+def full_flag() -> tuple[Flag, tuple[Change, ...]]:
     """A flag with as many causes as it holds one by one, and all its changes."""
     changes = [initial("c", actor="a", at=AT, reason="r")]
     for number in range(MAX_FREEZES):
-        change = add(changes[-1].flag, a_freeze(f"n{number:03d}", scope(number)))
+        change = add(changes[-1].flag, a_freeze(f"n{number:03d}", f"symbol:S{number}"))
         assert change is not None
         changes.append(change)
-    return changes[-1].flag, changes
+    return changes[-1].flag, tuple(changes)
 
 
 @LAW
@@ -465,7 +466,8 @@ def test_escalation_never_lets_pass_more_than_was_asked(further: list[Freeze]) -
     """A limit reached is on the safe side: beyond MAX_FREEZES every order is as restricted as all causes ask
     or more, and the history holds every cause in full, with its figures.
     """
-    flag, changes = full_flag()
+    flag, before = full_flag()
+    changes = list(before)
     asked = list(flag.freezes)
     for freeze in further:
         change = add(flag, freeze)
@@ -548,8 +550,8 @@ def test_lifting_the_escalation_keeps_the_causes_that_stand_one_by_one() -> None
 def test_a_reasserted_flag_holds_the_union_above_both(
     known_group: list[Freeze], found_group: list[Freeze], fault: str, cause: Freeze
 ) -> None:
-    """UNKNOWN IS FROZEN: after LOST, REGRESSED or REWRITTEN the flag holds all causes of both sides and the new one, its
-    epoch is above both, and it hangs on the head that the agent knows, so that agents that knew it accept it.
+    """UNKNOWN IS FROZEN: after LOST, REGRESSED or REWRITTEN the flag holds all causes of both sides and the new one,
+    its epoch is above both, and it hangs on the head that the agent knows, so that agents that knew it accept it.
     """
     known = flag_of([a_freeze("known"), *known_group])
     found = {
