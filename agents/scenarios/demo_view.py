@@ -219,7 +219,7 @@ def certificate_table(certificate: Mapping[str, Any]) -> Table:
     """Return the certificate as a table, one line for each node."""
     table = Table(title=f"Certificate of the freeze of epoch {certificate['epoch']}", title_justify="left")
     table.add_column("node")
-    table.add_column("state")
+    table.add_column("state", no_wrap=True)
     for heading in ("gate closed after", "orders cancelled", "still open", "last sequence number"):
         table.add_column(heading, justify="right")
     colours = {"ACKED": "green", "PERMIT_EXPIRED": "yellow", "UNPROVEN": "red"}

@@ -134,21 +134,23 @@ def show_certificate(certificate: dict[str, Any]) -> None:
     """Print a certificate as a table with its verdict below."""
     from rich.table import Table  # noqa: PLC0415 - only tables pay for it
 
-    table = Table(
-        "node", "state", "gate closed after", "cancelled", "still open", "last seq", "note", box=None, pad_edge=False
-    )
+    table = Table("node", box=None, pad_edge=False)
+    table.add_column("state", no_wrap=True)
+    for heading in ("gate closed after", "cancelled", "still open", "last sequence"):
+        table.add_column(heading, justify="right")
     for line in certificate["nodes"]:
-        closed = "-" if line["gated_ms"] is None else f"{line['gated_ms']:.1f} ms"
         table.add_row(
             line["node"],
             line["state"],
-            closed,
+            "-" if line["gated_ms"] is None else f"{line['gated_ms']:.1f} ms",
             str(line["orders_cancelled"]),
             _or_dash(line["orders_open"]),
             _or_dash(line["last_sequence"]),
-            line["note"],
         )
     print_table(table)
+    for line in certificate["nodes"]:
+        if line["note"]:
+            click.echo(f"{line['node']}: {line['note']}")
     if not certificate["nodes"]:
         click.echo("no node is registered: there was nothing to stop")
     stopped = "stopped: every gate is proven closed" if certificate["stopped"] else "NOT PROVEN STOPPED"

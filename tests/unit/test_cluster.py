@@ -257,7 +257,7 @@ def test_a_lost_reply_beyond_the_limit_leaves_exactly_one_entry(cluster: Cluster
 
 
 def test_a_freeze_that_may_be_in_says_so(cluster: Cluster, store: FaultyStore) -> None:
-    """PROOF, NOT HOPE: when the reply was lost and the store is gone, the freeze may be in force, and the error says so."""
+    """PROOF, NOT HOPE: when the reply was lost and the store is gone, the error says that it may be in force."""
     store.lose_next_reply()
     real = store.commit
 
@@ -404,7 +404,7 @@ def test_a_release_that_did_not_happen_is_not_said_to_have(cluster: Cluster, sto
 
 
 def test_a_freeze_that_comes_between_makes_the_release_lose(cluster: Cluster, store: FaultyStore) -> None:
-    """RELEASE IS FENCED: a newer freeze voids a release that was decided before it, even between its read and commit."""
+    """RELEASE IS FENCED: a newer freeze voids a release that was decided before it, even between its two calls."""
     freeze_now(cluster)
     other = Cluster(store, "c", wall_clock=lambda: AT)
     real = store.commit
@@ -545,7 +545,7 @@ def test_a_cause_taken_out_of_the_flag_by_hand_is_found(cluster: Cluster) -> Non
         assert [(fault.epoch, fault.kind) for fault in cluster.verify_history()] == [(2, "head")]
 
 
-@pytest.mark.parametrize("name", ["x", "", "00000000001", "0000000000001", "1", "٠٠٠٠٠٠٠٠٠٠٠١", "-00000000001"])
+@pytest.mark.parametrize("name", ["x", "", "00000000001", "0000000000001", "1", "\u0660" * 11 + "\u0661", "-1"])
 def test_a_strange_key_in_the_history_is_told(cluster: Cluster, name: str) -> None:
     """NOTHING IS LOST: a second entry for an epoch, smuggled in under another spelling of its number, is refused."""
     entry = cluster.store.read(cluster.keys.history(1))

@@ -231,7 +231,7 @@ TIMES = st.floats(0, 12_000)
 def test_stopped_is_never_said_of_a_node_with_neither_ack_nor_expired_permit(
     nodes: list[KnownNode], acks: dict[str, SeenAck], wanted: list[str], waited_ms: float, commit_ms: float
 ) -> None:
-    """PROOF, NOT HOPE: stopped is said exactly when each node has acked or can hold no permit from before the freeze."""
+    """PROOF, NOT HOPE: stopped is said exactly when each node has acked or can hold no older permit."""
     certificate = certify(
         epoch=EPOCH, freeze_ids=wanted, nodes=nodes, acks=acks, since_commit_returned_ms=waited_ms,
         elapsed_ms=commit_ms + waited_ms, clock_rate_ratio=RATIO,
