@@ -32,10 +32,10 @@ from killswitch.core.flag import REASON_MAX_CHARS, TRIGGER_MAX_CHARS, Freeze
 from killswitch.core.modes import Mode
 from killswitch.core.permit import NANOSECONDS_PER_MS
 from killswitch.core.scopes import Scope
-from killswitch.gate import GateError, GateWriter
+from killswitch.gate import GateError, GateUnavailable, GateWriter
 from killswitch.http_status import StatusServer
 from killswitch.link.messages import Exposure
-from killswitch.stores.port import Conflict, Entry, OutcomeUnknown, StoreError, StoreUnavailable
+from killswitch.stores.port import Conflict, Entry, OutcomeUnknown, StoreError, StoreForbidden, StoreUnavailable
 
 log = structlog.get_logger(__name__)
 
@@ -67,6 +67,7 @@ class Agent:
         self._raised: dict[str, str] = {}
         self._raised_lock = threading.Lock()
         self.name_taken: NameInUse | None = None
+        self.failure: str | None = None
         self.registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
@@ -171,11 +172,15 @@ class Agent:
             work()
         except NameInUse as error:
             self.name_taken = error
-        except GateError:
-            if not self._stopping.is_set():
-                log.exception("agent_thread_died", thread=threading.current_thread().name)
-        except Exception:
-            log.exception("agent_thread_died", thread=threading.current_thread().name)
+        except StoreForbidden as error:
+            self.failure = f"the store refuses this agent: {error}"
+        except GateError as error:
+            if not self._stopping.is_set():  # otherwise it is closed because the agent ends
+                self.failure = str(error)
+        except Exception as error:
+            name = threading.current_thread().name
+            self.failure = f"the thread {name} failed, and the gate is closed: {error!r}"
+            log.exception("agent_thread_died", thread=name)
         finally:
             self._stopping.set()
 
@@ -185,6 +190,11 @@ class Agent:
             self._renew_now.wait(interval_s)
             self._renew_now.clear()
             self._turned_ns = self._cluster.clock()
+            if not self._gate.is_published:
+                raise GateUnavailable(
+                    f"the gate page {self._gate.path} was removed or replaced: routers that start now would not find "
+                    "it; start the agent again, and keep cleaners away from that directory"
+                )
             try:
                 with self.metrics.renewal_seconds.time():
                     outcome = "renewed" if self.keeper.renew() else self.keeper.last_finding

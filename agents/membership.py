@@ -12,7 +12,7 @@ import structlog
 from agents.gatekeeper import GateKeeper
 from agents.routers import NodeExposure, RouterBook, RouterPresence, exposure_of
 from killswitch.cluster import Cluster
-from killswitch.core.permit import NANOSECONDS_PER_MS
+from killswitch.core.permit import NANOSECONDS_PER_MS, expiry_bound_ms
 from killswitch.link.messages import BadLine, Exposure
 from killswitch.records import (
     HoldingRecord,
@@ -23,7 +23,7 @@ from killswitch.records import (
     UnreadableRecord,
     mode_name,
 )
-from killswitch.stores.port import Conflict, Lease, LeaseLost, StoreError
+from killswitch.stores.port import Conflict, Entry, Lease, LeaseLost, StoreError
 
 log = structlog.get_logger(__name__)
 
@@ -122,6 +122,7 @@ class Membership:
     def _register(self) -> None:
         key = self._cluster.keys.under("nodes", self._identity.node)
         entry = self._cluster.store.read(key)
+        self._outwait_longer_permits(entry)
         record = NodeRecord(
             node=self._identity.node,
             permit_ttl_ms=self._cluster.timing.permit_ttl_ms,
@@ -131,6 +132,18 @@ class Membership:
             registered_at=self._cluster.wall_clock(),
         )
         self._cluster.store.commit({key: entry.version if entry else None}, {key: record.to_bytes()})
+
+    def _outwait_longer_permits(self, entry: Entry | None) -> None:
+        """Let the permits of an earlier run run out before the record promises a shorter time than they have."""
+        if entry is None:
+            return
+        try:
+            before_ms = NodeRecord.from_bytes(entry.value, key=entry.key).permit_ttl_ms
+        except UnreadableRecord as error:
+            log.error("own_record_unreadable", error=str(error))
+            return
+        if before_ms > self._cluster.timing.permit_ttl_ms:
+            self._cluster.pause(expiry_bound_ms(before_ms, self._cluster.timing.clock_rate_ratio) / 1000)
 
     def _take_lease(self) -> None:
         key = self._cluster.keys.under("live", self._identity.node)

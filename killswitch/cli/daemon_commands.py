@@ -75,6 +75,8 @@ def agent_run(
         _run(daemon, f"agent of {node} at http://{own.http_host}:{daemon.http_port}")
         if daemon.name_taken is not None:
             raise CommandError(str(daemon.name_taken), EXIT_CONFLICT)
+        if daemon.failure is not None:
+            raise CommandError(daemon.failure)
 
 
 @click.group()

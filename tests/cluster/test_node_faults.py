@@ -17,6 +17,7 @@ from agents.routers import RouterPresence
 from killswitch import Gate
 from killswitch.core.permit import expiry_bound_ms, worst_case
 from killswitch.link import CancelResult, Exposure, Holding, RouterLink, Stop
+from killswitch.records import NodeRecord
 from tests.cluster.lab import FAULT_FACTOR, TIMING, Lab
 from tests.waiting import wait_until
 
@@ -362,6 +363,45 @@ def test_a_flag_of_an_unknown_version_is_frozen_and_never_overwritten(make_lab: 
     assert held.value == strange
     lab.store.commit({}, {lab.cluster.keys.flag: before.value})
     wait_until(lambda: lab.is_open("n1"), what="trading to resume")
+
+
+def test_a_gate_page_removed_under_the_agent_ends_it_with_the_gate_closed(make_lab: Callable[..., Lab]) -> None:
+    """UNKNOWN IS FROZEN: routers that have the old page mapped are stopped, and the agent says what happened."""
+    lab = make_lab()
+    agent = lab.start_agent("n1")
+    with Gate.open(lab.gate_path("n1")) as mapped:
+        assert mapped.allows("BTCUSDT")
+        lab.gate_path("n1").unlink()
+        assert agent.popen.wait(timeout=15) == 1
+        assert not mapped.allows("BTCUSDT")
+        assert "was removed or replaced" in agent.log.read_text()
+        lab.start_agent("n1")
+        wait_until(lambda: mapped.allows("BTCUSDT"), what="the reader to find the new page")
+
+
+def test_a_node_that_shortens_its_permit_lets_the_longer_one_run_out_first(make_lab: Callable[..., Lab]) -> None:
+    """PROOF, NOT HOPE: a record never promises a shorter permit than one that may still be running."""
+    lab = make_lab()
+    lab.start_agent("n1")
+    lab.processes["n1"].terminate()
+    key = lab.cluster.keys.under("nodes", "n1")
+    longer = NodeRecord(
+        node="n1", permit_ttl_ms=4_000, build="b", limits_hash="h", address="a", registered_at="t"
+    )  # fmt: skip
+    lab.store.commit({}, {key: longer.to_bytes()})
+    lab.start("n1", *lab.agent_words("n1"))
+    seen: list[tuple[int, bool]] = []
+
+    def shorter_now() -> bool:
+        record = lab.cluster.membership().nodes["n1"]
+        assert record is not None
+        seen.append((record.permit_ttl_ms, lab.is_open("n1")))
+        return record.permit_ttl_ms == TIMING.permit_ttl_ms
+
+    wait_until(shorter_now, within_s=4.2 * FAULT_FACTOR, what="the record to be written anew")
+    assert (4_000, True) not in seen
+    assert len(seen) > 1
+    wait_until(lambda: lab.is_open("n1"), what="trading to begin")
 
 
 def test_a_damaged_journal_keeps_the_agent_from_starting(make_lab: Callable[..., Lab]) -> None:
