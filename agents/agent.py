@@ -27,8 +27,7 @@ from agents.stopper import Stopper
 from agents.voice import Voice
 from killswitch.cluster import Cluster, new_freeze_id
 from killswitch.config import AgentSettings
-from killswitch.core.canonical import finite_or_text
-from killswitch.core.flag import REASON_MAX_CHARS, TRIGGER_MAX_CHARS, Freeze
+from killswitch.core.flag import fitting_freeze
 from killswitch.core.modes import Mode
 from killswitch.core.permit import NANOSECONDS_PER_MS
 from killswitch.core.scopes import Scope
@@ -302,15 +301,15 @@ class Agent:
         with self._raised_lock:
             if source in self._raised and self.keeper.holds(self._raised[source]):
                 return
-            freeze = Freeze(
+            freeze = fitting_freeze(
                 id=new_freeze_id(),
                 scope=scope,
                 mode=Mode.FROZEN,
-                trigger=trigger[:TRIGGER_MAX_CHARS],
-                reason=reason[:REASON_MAX_CHARS],
+                trigger=trigger,
+                reason=reason,
                 actor=f"agent:{self._identity.node}",
                 at=self._cluster.wall_clock(),
-                metadata={**finite_or_text(figures), "source": source},
+                metadata={**figures, "source": source},
             )
             self._raised[source] = freeze.id
             self.voice.raise_freeze(freeze)

@@ -27,7 +27,7 @@ from agents.decisions import FAULT_SENTENCES, MUST_REASSERT, STORE_LOST_DATA, Fi
 from agents.decisions import store_fault_cause as make_store_fault_cause
 from agents.journal import Journal, JournalUnwritable
 from killswitch.cluster import Cluster, NotInitialised
-from killswitch.core.flag import REASON_MAX_CHARS, Flag, Freeze, merge
+from killswitch.core.flag import Flag, Freeze, fitting_freeze, merge
 from killswitch.core.modes import Mode
 from killswitch.core.permit import permit_deadline_ns
 from killswitch.core.scopes import GLOBAL
@@ -303,14 +303,15 @@ class GateKeeper:
     def _fault(self, cause_id: str, trigger: str, reason: str) -> None:
         if cause_id not in self._local:
             self.raise_local(
-                Freeze(
+                fitting_freeze(
                     id=cause_id,
                     scope=GLOBAL,
                     mode=Mode.FROZEN,
                     trigger=trigger,
-                    reason=reason[:REASON_MAX_CHARS],
+                    reason=reason,
                     actor=f"agent:{self._node}",
                     at=self._cluster.wall_clock(),
+                    metadata={},
                 )
             )
 

@@ -67,7 +67,8 @@ class Certifier:
     def step(self) -> None:
         """Bring every open certificate up to date in the store; close those that are settled, released or too old."""
         for freeze_id, (freeze, committed) in list(self._open.items()):
-            certificate = self._collector.current(committed, frozenset({freeze_id}))
+            wanted = committed.flag.standing_for(freeze_id)
+            certificate = self._collector.current(committed, frozenset({wanted}))
             if certificate is None:
                 continue
             age_ms = (self._cluster.clock() - committed.returned_ns) / NANOSECONDS_PER_MS

@@ -30,7 +30,7 @@ from coordinator.rules import (
 )
 from killswitch.cluster import Cluster, FreezeNotCommitted, Membership, NotInitialised, new_freeze_id
 from killswitch.config import CoordinatorSettings
-from killswitch.core.flag import REASON_MAX_CHARS, Flag, Freeze
+from killswitch.core.flag import Flag, Freeze, fitting_freeze
 from killswitch.core.permit import NANOSECONDS_PER_MS
 from killswitch.http_status import StatusServer
 from killswitch.records import ClusterViewRecord, UnreadableRecord
@@ -172,12 +172,12 @@ class Coordinator:
         fence = self.election.fence
         if fence is None:
             return
-        freeze = Freeze(
+        freeze = fitting_freeze(
             id=new_freeze_id(),
             scope=reading.scope,
             mode=reading.mode,
             trigger=reading.trigger,
-            reason=reading.sentence[:REASON_MAX_CHARS],
+            reason=reading.sentence,
             actor=f"coordinator:{self._candidate}",
             at=self._cluster.wall_clock(),
             metadata={

@@ -86,19 +86,22 @@ class Election:
         if lease is None:
             return
         sent_ns = self._cluster.clock()
-        try:
-            lease.keep_alive()
-            # A store that was wiped keeps a lease alive whose key is gone.
-            entry = self._cluster.store.read(lease.key)
-            if entry is None or entry.version != lease.version:
-                raise LeaseLost(f"{lease.key} is no longer this candidate's")
-        except LeaseLost:
+        if not self._still_holds(lease):
             with self._lock:
                 self._lease, self._until_ns = None, 0
             log.error("leadership_lost", candidate=self._candidate, term=self._term)
             return
         with self._lock:
             self._until_ns = sent_ns + self._cluster.timing.leader_deadline_ms * NANOSECONDS_PER_MS
+
+    def _still_holds(self, lease: Lease) -> bool:
+        """Keep the lease alive and look at its key: a store that was wiped keeps a lease alive whose key is gone."""
+        try:
+            lease.keep_alive()
+        except LeaseLost:
+            return False
+        entry = self._cluster.store.read(lease.key)
+        return entry is not None and entry.version == lease.version
 
     def _stand(self) -> None:
         """Take the key, then write the new term; only then does this candidate lead."""

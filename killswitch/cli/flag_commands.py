@@ -75,7 +75,7 @@ def freeze(
             talk(f"frozen at epoch {commits[-1].flag.epoch} after {commits[0].committed_ms:.0f} ms; collecting proof")
             certificate = None
             if not no_wait:
-                ids = frozenset(cause.id for cause in wanted)
+                ids = frozenset(commits[-1].flag.standing_for(cause.id) for cause in wanted)
                 certificate = collector.wait(commits[-1], ids, timeout_ms=timeout_ms, on_progress=_progress())
         _emit_freeze(context, cluster, wanted, commits, certificate)
     if certificate is None or not (certificate.stopped and certificate.flat):

@@ -30,6 +30,13 @@ REASON_MAX_CHARS = 1000
 ID_MAX_CHARS = 64
 TRIGGER_MAX_CHARS = 32
 
+FREEZE_MAX_BYTES = 32 * 1024
+"""Largest freeze as JSON. A full flag and the history entry of one more freeze stay below what a store takes: a flag
+that could not be written any more would be a stop button that refuses to stop."""
+
+METADATA_MAX_BYTES = 16 * 1024
+"""Largest metadata of an automatic freeze; beyond it only its size is kept."""
+
 
 class FlagError(Exception):
     """A change of the flag that must not be made; the message is a sentence for the operator."""
@@ -87,6 +94,11 @@ class Freeze:
         if self.mode is Mode.ACTIVE:
             raise ValueError("a freeze must restrict something: its mode is REDUCE_ONLY or FROZEN, not ACTIVE")
         object.__setattr__(self, "metadata", MappingProxyType(finite_or_text(self.metadata)))
+        size = len(self.canonical().encode())
+        if size > FREEZE_MAX_BYTES:
+            raise ValueError(
+                f"a freeze may take {FREEZE_MAX_BYTES} bytes as JSON, and this one takes {size}; shorten its metadata"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Return the freeze as JSON values, the form that is stored, hashed and printed."""
@@ -104,6 +116,40 @@ class Freeze:
     def canonical(self) -> str:
         """Return the one text that identifies this cause with all its content."""
         return canonical_json(self.to_json())
+
+
+def fitting_freeze(
+    *,
+    id: str,
+    scope: Scope,
+    mode: Mode,
+    trigger: str,
+    reason: str,
+    actor: str,
+    at: str,
+    metadata: Mapping[str, Any],
+) -> Freeze:
+    """Make a freeze of whatever an automatic cause brings along: nothing that it says can keep it from freezing.
+
+    Texts are cut, figures that are not finite become words, metadata that is too large is replaced by its size.
+    """
+    figures = finite_or_text(metadata)
+    try:
+        size = len(canonical_json(figures).encode())
+    except TypeError:
+        figures, size = {"unreadable_metadata": repr(metadata)[:200]}, 0
+    if size > METADATA_MAX_BYTES:
+        figures = {"metadata_too_large_bytes": size}
+    return Freeze(
+        id=id,
+        scope=scope,
+        mode=mode,
+        trigger=(trigger or "unknown")[:TRIGGER_MAX_CHARS],
+        reason=(reason or "no reason given")[:REASON_MAX_CHARS],
+        actor=actor[:ID_MAX_CHARS],
+        at=at,
+        metadata=figures,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +182,10 @@ class Flag:
     def freeze_ids(self) -> frozenset[str]:
         """Ids of the causes in force."""
         return frozenset(freeze.id for freeze in self.freezes)
+
+    def standing_for(self, freeze_id: str) -> str:
+        """Id of the cause that stands for a freeze: its own, or the escalation's when the flag was full."""
+        return freeze_id if freeze_id in self.freeze_ids() else ESCALATION_ID
 
 
 @dataclass(frozen=True, slots=True)
