@@ -39,6 +39,8 @@ from killswitch.stores.port import Conflict, Entry, OutcomeUnknown, StoreError, 
 log = structlog.get_logger(__name__)
 
 RETRY_S = 0.2
+SIGNAL_CHECK_S = 0.25
+"""The main thread wakes this often: a signal that another thread has taken does not end its wait."""
 LOOP_SILENT_AFTER_S = 5.0
 """A permit loop that has not turned for this long is stuck, and /healthz says so."""
 
@@ -128,7 +130,8 @@ class Agent:
         try:
             for thread in threads:
                 thread.start()
-            self._stopping.wait()
+            while not self._stopping.wait(SIGNAL_CHECK_S):
+                pass
         finally:
             self.keeper.close()
             self._stopping.set()
@@ -184,9 +187,12 @@ class Agent:
             self._stopping.set()
 
     def _permit_loop(self) -> None:
-        interval_s = self._cluster.timing.renew_every_ms / 1000
+        interval_ns = self._cluster.timing.renew_every_ms * NANOSECONDS_PER_MS
         while not self._stopping.is_set():
-            self._renew_now.wait(interval_s)
+            # Counted from the start of the last renewal, not from its end: a slow answer must not make the next late,
+            # or the bound that `config check` prints would not hold.
+            due_ns = self._turned_ns + interval_ns - self._cluster.clock()
+            self._renew_now.wait(max(0, due_ns) / 1e9)
             self._renew_now.clear()
             self._turned_ns = self._cluster.clock()
             if not self._gate.is_published:

@@ -55,6 +55,8 @@ def judge(known: Flag | None, found: Flag | None) -> Finding:
         return Finding.ABSENT if known is None else Finding.LOST
     if known is None:
         return Finding.ADOPT
+    if _was_told(known, found):
+        return Finding.ADOPT
     if found.epoch < known.epoch:
         return Finding.REGRESSED
     if found.epoch == known.epoch:
@@ -62,6 +64,20 @@ def judge(known: Flag | None, found: Flag | None) -> Finding:
     if found.epoch == known.epoch + 1:
         return Finding.ADOPT if found.parent == known.head else Finding.REWRITTEN
     return Finding.CHECK_LINEAGE
+
+
+def _was_told(known: Flag, found: Flag) -> bool:
+    """True when the store holds all that is known here, and the freeze that says that it had lost it.
+
+    Then somebody who knew the same has told it again: the flag is taken over with that freeze, and an operator decides.
+    """
+    held = {freeze.canonical() for freeze in found.freezes}
+    return store_fault_id(known) in found.freeze_ids() and all(freeze.canonical() in held for freeze in known.freezes)
+
+
+def store_fault_id(known: Flag) -> str:
+    """Id of the freeze for a store that lost what is known: agents that knew the same say it once."""
+    return f"store-lost-data-{known.epoch}-{known.head[:8]}"
 
 
 def judge_lineage(known: Flag, stored_hash: str | None) -> Finding:
@@ -78,12 +94,9 @@ FAULT_SENTENCES = {
 
 
 def store_fault_cause(finding: Finding, known: Flag, *, actor: str, at: str) -> Freeze:
-    """Return the freeze that an agent puts into a store that lost or rewrote its data.
-
-    Its id is made from what was known, so that agents that knew the same say it once.
-    """
+    """Return the freeze that an agent puts into a store that lost or rewrote its data."""
     return Freeze(
-        id=f"store-{finding.value}-{known.epoch}-{known.head[:8]}",
+        id=store_fault_id(known),
         scope=GLOBAL,
         mode=Mode.FROZEN,
         trigger=STORE_LOST_DATA,

@@ -27,7 +27,7 @@ from agents.decisions import FAULT_SENTENCES, MUST_REASSERT, STORE_LOST_DATA, Fi
 from agents.decisions import store_fault_cause as make_store_fault_cause
 from agents.journal import Journal, JournalUnwritable
 from killswitch.cluster import Cluster, NotInitialised
-from killswitch.core.flag import Flag, Freeze, fitting_freeze, merge
+from killswitch.core.flag import ESCALATION_ID, Flag, Freeze, fitting_freeze, merge
 from killswitch.core.modes import Mode
 from killswitch.core.permit import permit_deadline_ns
 from killswitch.core.scopes import GLOBAL
@@ -142,7 +142,8 @@ class GateKeeper:
     def holds(self, freeze_id: str) -> bool:
         """Tell whether a cause is on the gate, by this node's own finding or by the flag."""
         view = self.view()
-        return any(cause.id == freeze_id for cause in (*view.flag_causes, *view.local_causes))
+        # A full flag holds what comes on top of it in its escalation cause.
+        return any(cause.id in (freeze_id, ESCALATION_ID) for cause in (*view.flag_causes, *view.local_causes))
 
     # -- what closes ---------------------------------------------------------------------------------------------
 
@@ -185,17 +186,21 @@ class GateKeeper:
             found = self._cluster.parse_flag(entry).flag
         except (NotInitialised, UnreadableRecord):
             return True
+        self._close_for(found)
+        return True
+
+    def _close_for(self, found: Flag) -> None:
+        """Close for the freezes of a newer flag before anything else is done or asked; lift nothing."""
         with self._lock:
             newest = max(self._known.epoch if self._known else 0, self._ahead.epoch if self._ahead else 0)
             if found.epoch <= newest:
-                return True
+                return
             # What was heard before stays too: a release that is only heard lifts nothing.
             held = self._known.freezes if self._known else ()
             self._heard = merge(held, self._heard, found.freezes)
             self._gate.update(self._heard, epoch=found.epoch, permit_deadline_ns=self._kept_permit_ns())
             self._ahead = found
         self._on_change()
-        return True
 
     # -- what renews ---------------------------------------------------------------------------------------------
 
@@ -215,8 +220,11 @@ class GateKeeper:
         try:
             found = self._cluster.parse_flag(entry).flag if entry is not None else None
         except UnreadableRecord as error:
+            self.last_finding = "unreadable"
             self._fault(FLAG_UNREADABLE, "flag_unreadable", f"{error}; nothing was overwritten")
             return False
+        if found is not None:
+            self._close_for(found)
         finding = judge(known, found)
         if ahead is not None and judge(ahead, found) in MUST_REASSERT:
             # The watch had shown more than the store holds now, before this read was even sent.

@@ -1,7 +1,7 @@
 """The agent's memory: every flag that it has acted on, on its own disk, so that a restart forgets no freeze.
 
-One line of JSON per flag, synced to the disk before the agent acknowledges it. A torn last line is what a power cut
-leaves and is passed over with a warning (its flag was never acknowledged); a damaged line in the middle means that the
+One line of JSON per flag, synced to the disk before the agent opens for it. A torn last line is what a power cut leaves
+and is passed over with a warning (nothing was opened by it); a damaged line in the middle means that the
 memory cannot be trusted, and the agent does not start.
 """
 

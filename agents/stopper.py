@@ -123,8 +123,8 @@ class Stopper:
     def _ack(self, view: View) -> AckRecord | None:
         flag = view.adopted
         if flag is None or view.epoch > flag.epoch:
-            # The watch is ahead of the journal by the moment that a read and a sync take; what is not on the disk is
-            # not acknowledged.
+            # The watch is ahead by the moment that a linearizable read and the journal take. Acks speak of what the
+            # node has acted on as a whole; a journal that cannot be written keeps the gate closed and the ack true.
             return None
         states = self._book.states()
         answer = answer_of(states, self.stop_epoch)

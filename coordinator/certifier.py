@@ -36,8 +36,8 @@ class Certifier:
         self._election = election
         self._candidate = candidate
         self._collector = CertificateCollector(cluster)
-        self._open: dict[str, tuple[Freeze, Committed]] = {}
-        self._written: dict[str, tuple[object, ...]] = {}
+        self._open: dict[int, tuple[tuple[Freeze, ...], Committed]] = {}
+        self._written: dict[int, tuple[object, ...]] = {}
         self._known: frozenset[str] | None = None
 
     def close(self) -> None:
@@ -51,37 +51,40 @@ class Certifier:
 
     def begin(self, freeze: Freeze, committed: Committed) -> None:
         """Collect for a freeze that this leader has committed itself."""
-        self._open[freeze.id] = (freeze, committed)
+        self._open[committed.flag.epoch] = ((freeze,), committed)
         self._known = (self._known or frozenset()) | {freeze.id}
 
     def saw(self, flag: Flag) -> None:
-        """Collect for freezes that others have made; their time counts from now, which is later than they began."""
+        """Collect for freezes that others have made; their time counts from now, which is later than they began.
+
+        Freezes that came in between two looks share the certificate of the epoch at which they were seen.
+        """
         now = self._cluster.clock()
-        for freeze in flag.freezes:
-            if self._known is not None and freeze.id not in self._known:
-                self._open[freeze.id] = (freeze, Committed(flag, changed=True, started_ns=now, returned_ns=now))
+        new = tuple(freeze for freeze in flag.freezes if self._known is not None and freeze.id not in self._known)
+        if new:
+            self._open[flag.epoch] = (new, Committed(flag, changed=True, started_ns=now, returned_ns=now))
         self._known = flag.freeze_ids()
         while len(self._open) > OPEN_MAX:
             del self._open[next(iter(self._open))]
 
     def step(self) -> None:
         """Bring every open certificate up to date in the store; close those that are settled, released or too old."""
-        for freeze_id, (freeze, committed) in list(self._open.items()):
-            wanted = committed.flag.standing_for(freeze_id)
-            certificate = self._collector.current(committed, frozenset({wanted}))
+        for epoch, (freezes, committed) in list(self._open.items()):
+            wanted = frozenset(committed.flag.standing_for(freeze.id) for freeze in freezes)
+            certificate = self._collector.current(committed, wanted)
             if certificate is None:
                 continue
             age_ms = (self._cluster.clock() - committed.returned_ns) / NANOSECONDS_PER_MS
-            released = self._known is not None and freeze_id not in self._known
+            released = self._known is not None and not wanted & self._known
             final = is_settled(certificate) or released or age_ms > COLLECT_FOR_MS
-            if self._write(freeze, committed, certificate, final=final) and final:
-                del self._open[freeze_id]
-                self._written.pop(freeze_id, None)
+            if self._write(freezes[0], epoch, certificate, final=final) and final:
+                del self._open[epoch]
+                self._written.pop(epoch, None)
 
-    def _write(self, freeze: Freeze, committed: Committed, certificate: Certificate, *, final: bool) -> bool:
+    def _write(self, freeze: Freeze, epoch: int, certificate: Certificate, *, final: bool) -> bool:
         """Write a certificate when it says something new; True when the store has it."""
         said = (final, *((line.node, line.state, line.flat, line.orders_open) for line in certificate.nodes))
-        if self._written.get(freeze.id) == said:
+        if self._written.get(epoch) == said:
             return True
         fence = self._election.fence
         if fence is None:
@@ -95,14 +98,14 @@ class Certifier:
             final=final,
         )
         try:
-            self._cluster.store.commit(fence, {self._cluster.keys.certificate(committed.flag.epoch): record.to_bytes()})
+            self._cluster.store.commit(fence, {self._cluster.keys.certificate(epoch): record.to_bytes()})
         except StoreError as error:
-            log.warning("certificate_not_written", freeze=freeze.id, error=str(error))
+            log.warning("certificate_not_written", epoch=epoch, error=str(error))
             return False
-        self._written[freeze.id] = said
+        self._written[epoch] = said
         if final:
             log.warning(
-                "certificate", freeze=freeze.id, epoch=committed.flag.epoch, stopped=certificate.stopped,
+                "certificate", freezes=list(certificate.freeze_ids), epoch=epoch, stopped=certificate.stopped,
                 flat=certificate.flat, stopped_after_ms=certificate.stopped_after_ms,
             )  # fmt: skip
         return True

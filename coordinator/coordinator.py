@@ -31,7 +31,9 @@ from coordinator.rules import (
 from killswitch.cluster import Cluster, FreezeNotCommitted, Membership, NotInitialised, new_freeze_id
 from killswitch.config import CoordinatorSettings
 from killswitch.core.flag import Flag, Freeze, fitting_freeze
+from killswitch.core.modes import Mode
 from killswitch.core.permit import NANOSECONDS_PER_MS
+from killswitch.core.scopes import GLOBAL
 from killswitch.http_status import StatusServer
 from killswitch.records import ClusterViewRecord, UnreadableRecord
 from killswitch.stores.port import Conflict, Entry, StoreError
@@ -41,6 +43,8 @@ log = structlog.get_logger(__name__)
 FREEZE_TIMEOUT_MS = 2_000
 CERTIFY_EVERY_S = 0.05
 PERSIST_EVERY_MS = 1_000
+SIGNAL_CHECK_S = 0.25
+"""The main thread wakes this often: a signal that another thread has taken does not end its wait."""
 LOOP_SILENT_AFTER_S = 10.0
 
 
@@ -72,6 +76,7 @@ class Coordinator:
         self._leadership: _Leadership | None = None
         self._report_changed: dict[str, tuple[int, int]] = {}
         self._warned: set[str] = set()
+        self._blind = ""
         self._certify_lock = threading.Lock()
         self.election = Election(cluster, candidate, instance)
         self._certifier = Certifier(cluster, self.election, candidate)
@@ -100,7 +105,8 @@ class Coordinator:
         watch = self._cluster.store.watch(self._cluster.keys.flag, self._flag_changed, lambda: None)
         for thread in threads:
             thread.start()
-        self._stopping.wait()
+        while not self._stopping.wait(SIGNAL_CHECK_S):
+            pass
         watch.close()
         for thread in threads:
             thread.join(timeout=5)
@@ -120,6 +126,8 @@ class Coordinator:
     def ready(self) -> tuple[bool, dict[str, Any]]:
         """The loop turns; whether this one leads is shown beside it."""
         well, figures = self.healthy()
+        if self._blind and self.election.leads:
+            well, figures = False, {**figures, "blind": self._blind}
         return well, {**figures, "leads": self.election.leads, "term": self.election.term}
 
     # -- one evaluation ------------------------------------------------------------------------------------------
@@ -143,18 +151,36 @@ class Coordinator:
             self._freeze_by(reading, leadership)
         self._warn(readings)
         self._persist(leadership, snapshot, changed=(before.accepted != leadership.state.accepted))
+        self._blind = ""
 
     def _lead(self, flag: Flag) -> _Leadership:
         """Return the leadership of this term, with what the leader before has left."""
         term = self.election.term
         if self._leadership is None or self._leadership.term != term:
             entry = self._cluster.store.read(self._cluster.keys.view)
-            view = ClusterViewRecord.from_bytes(entry.value, key=entry.key) if entry else None
+            blind = ""
+            view: ClusterViewRecord | None = None
+            try:
+                view = ClusterViewRecord.from_bytes(entry.value, key=entry.key) if entry else None
+            except UnreadableRecord as error:
+                blind = f"what the leader before measured from is lost: {error}"
             state = recall(flag, view.pnl_peak_usd if view else 0.0, view.accepted if view else {})
             self._leadership = _Leadership(term, state)
             with self._certify_lock:
                 self._certifier.start(flag)
+            if blind:
+                self._freeze_blind(blind)
         return self._leadership
+
+    def _freeze_blind(self, reason: str) -> None:
+        """Freeze because the rules cannot be applied: what cannot be judged counts as a breach (UNKNOWN IS FROZEN)."""
+        self._blind = reason
+        if self._leadership is None:
+            return
+        detail = {"error": reason}
+        reading = Reading("monitor_error", "monitor_error", 1.0, None, 1.0, "rounds", GLOBAL, Mode.FROZEN, detail)
+        if reading.key not in self._leadership.state.tripped:
+            self._freeze_by(reading, self._leadership, reason=f"the coordinator cannot apply its rules: {reason}")
 
     def _snapshot(self, membership: Membership) -> Snapshot:
         now = self._cluster.clock()
@@ -168,7 +194,7 @@ class Coordinator:
         }
         return Snapshot(membership.exposure(), membership.lost(), ages, membership.unreadable_reports())
 
-    def _freeze_by(self, reading: Reading, leadership: _Leadership) -> None:
+    def _freeze_by(self, reading: Reading, leadership: _Leadership, *, reason: str = "") -> None:
         fence = self.election.fence
         if fence is None:
             return
@@ -177,7 +203,7 @@ class Coordinator:
             scope=reading.scope,
             mode=reading.mode,
             trigger=reading.trigger,
-            reason=reading.sentence,
+            reason=reason or reading.sentence,
             actor=f"coordinator:{self._candidate}",
             at=self._cluster.wall_clock(),
             metadata={
@@ -266,13 +292,21 @@ class Coordinator:
                 log.error("fenced_off", error=str(error))
             except (StoreError, NotInitialised, UnreadableRecord) as error:
                 log.warning("coordinator_cannot_see", error=str(error))
+                self._blind = str(error)
                 self._failures.labels(type(error).__name__).inc()
-            except Exception:
+            except Exception as error:
                 # A leader that cannot evaluate is worse than none: a standby may do better.
                 log.exception("coordinator_failed", thread=threading.current_thread().name)
                 self._failures.labels("bug").inc()
-                self.election.resign()
+                self._give_up(error)
             self._stopping.wait(pause_s)
+
+    def _give_up(self, error: Exception) -> None:
+        """Freeze for what could not be judged, then let a standby try; neither may fail because of the other."""
+        try:
+            self._freeze_blind(repr(error))
+        finally:
+            self.election.resign()
 
     def _make_metrics(self) -> None:
         registry = self.registry

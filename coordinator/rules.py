@@ -150,7 +150,7 @@ def observe(state: RuleState, snapshot: Snapshot, readings: Iterable[Reading], f
     """Return the state after one view: peaks grow, released rules are accepted, recovered ones are armed again."""
     figures = {reading.key: reading for reading in readings}
     in_force = flag.freeze_ids()
-    released = [key for key, freeze_id in state.tripped.items() if freeze_id not in in_force]
+    released = [key for key, freeze_id in state.tripped.items() if flag.standing_for(freeze_id) not in in_force]
     peak_usd = max(state.pnl_peak_usd, snapshot.exposure.pnl_usd)
     if "drawdown" in released:
         peak_usd = snapshot.exposure.pnl_usd

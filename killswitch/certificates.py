@@ -65,12 +65,13 @@ class CertificateCollector:
         self._watch.close()
 
     def current(self, committed: Committed, freeze_ids: frozenset[str]) -> Certificate | None:
-        """Say what is proven now; ``None`` while the list of nodes could not be read.
+        """Say what is proven now; ``None`` until the list of nodes was read after the commit returned.
 
-        A store that does not answer leaves the last list of nodes in use: nodes do not vanish from a certificate.
+        A store that stops answering later leaves that list in use: nodes do not vanish from a certificate.
         """
         self._read_nodes_if_due(committed.returned_ns)
-        if self._nodes is None:
+        if self._nodes is None or self._nodes_read_ns < committed.returned_ns:
+            # A list read before the commit returned may miss a node whose permit does not know of the freeze.
             return None
         with self._changed:
             seen = {
@@ -112,7 +113,8 @@ class CertificateCollector:
                     return certificate
             if self._cluster.clock() >= deadline_ns:
                 if certificate is None:
-                    self._nodes = self._cluster.membership().known()
+                    now = self._cluster.clock()
+                    self._nodes, self._nodes_read_ns = self._cluster.membership().known(), now
                     continue
                 return certificate
             with self._changed:
@@ -126,7 +128,7 @@ class CertificateCollector:
     def _read_nodes_if_due(self, committed_ns: int) -> None:
         now = self._cluster.clock()
         fresh = (
-            self._nodes_read_ns > committed_ns and now - self._nodes_read_ns < MEMBERSHIP_EVERY_MS * NANOSECONDS_PER_MS
+            self._nodes_read_ns >= committed_ns and now - self._nodes_read_ns < MEMBERSHIP_EVERY_MS * NANOSECONDS_PER_MS
         )
         if fresh:
             return
@@ -135,7 +137,6 @@ class CertificateCollector:
         except StoreError as error:
             log.warning("certificate_nodes_unreadable", error=str(error))
             return
-        # A list read before the commit returned may miss a node whose permit does not know of the freeze.
         self._nodes, self._nodes_read_ns = nodes, now
 
     def _on_change(self, entry: Entry) -> None:

@@ -19,12 +19,15 @@ import tenacity
 from killswitch.clock import NowNs, WallClock, now_ns, wall_now
 from killswitch.core.certificate import KnownNode
 from killswitch.core.exposure import ClusterExposure, NodeExposure, add_up
-from killswitch.core.flag import Change, Flag, Freeze, add, initial, lift, reassert
+from killswitch.core.flag import Change, Flag, Freeze, add, fitting_freeze, initial, lift, reassert
 from killswitch.core.history import HistoryEntry, HistoryFault, verify
+from killswitch.core.modes import Mode
 from killswitch.core.permit import NANOSECONDS_PER_MS, Timing
+from killswitch.core.scopes import GLOBAL
 from killswitch.records import (
     AckRecord,
     FlagRecord,
+    FreezeRecord,
     HistoryRecord,
     LeaderRecord,
     LiveRecord,
@@ -227,6 +230,8 @@ class Cluster:
     def initialise(self, *, actor: str, reason: str) -> Flag:
         """Write the first flag: epoch 1, nothing frozen.
 
+        Where only the flag is gone it is made anew from its history, and frozen.
+
         Raises:
             AlreadyInitialised: there is a flag, readable or not; it is left alone.
             StoreError: the store did not answer or refuses.
@@ -235,10 +240,35 @@ class Cluster:
         try:
             self._commit(change, flag_version=None)
         except Conflict:
+            restored = self._restore_lost_flag(actor=actor)
+            if restored is not None:
+                return restored
             raise AlreadyInitialised(
                 f"cluster {self.name!r} exists already in {self.store.address}; `killswitch status` shows its flag"
             ) from None
         return change.flag
+
+    def _restore_lost_flag(self, *, actor: str) -> Flag | None:
+        """Make the flag anew from the newest history entry where the flag alone is gone; ``None`` where it is not."""
+        if self.store.read(self.keys.flag) is not None:
+            return None
+        entries = self.history()
+        if not entries:
+            return None
+        last = entries[-1][1]
+        freezes = tuple(FreezeRecord.model_validate(dict(freeze)).to_core() for freeze in last.in_force)
+        known = Flag(self.name, last.epoch, freezes, head=last.hash, parent=last.previous_hash)
+        cause = fitting_freeze(
+            id=new_freeze_id(),
+            scope=GLOBAL,
+            mode=Mode.FROZEN,
+            trigger="store_lost_data",
+            reason=f"the flag was gone and was made anew from its history (epoch {last.epoch})",
+            actor=actor,
+            at=self.wall_clock(),
+            metadata={"known_epoch": last.epoch, "known_head": last.hash},
+        )
+        return self.reassert(known, cause)
 
     def read_flag(self) -> StoredFlag:
         """Read the flag, linearizably.
@@ -353,9 +383,15 @@ class Cluster:
         found = self.parse_flag(entry) if entry is not None else None
         if found is not None and cause.id in found.flag.freeze_ids() and _holds_all(found.flag, known):
             return found.flag
-        change = reassert(found.flag if found else None, known, cause)
+        change = reassert(found.flag if found else None, known, cause, history_epoch=self._history_epoch())
         self._commit(change, flag_version=found.version if found else None)
         return change.flag
+
+    def _history_epoch(self) -> int:
+        """Newest epoch in the history's keys, 0 for none: a flag may be gone while its history is there."""
+        prefix = self.keys.under("history")
+        names = [entry.key.removeprefix(prefix) for entry in self.store.scan(prefix)]
+        return max((int(name) for name in names if name.isdecimal()), default=0)
 
     def _commit(
         self, change: Change, *, flag_version: int | None, fence: Mapping[str, int | None] | None = None

@@ -108,7 +108,6 @@ class AgentSettings(_Section):
     http_port: int = Field(9464, ge=0, le=65_535, description="Their port; 0 takes a free one and logs it.")
     report_min_interval_ms: PositiveInt = Field(50, description="At most one report in this time: 20 a second.")
     report_max_interval_ms: PositiveInt = Field(1_000, description="At least one report in this time.")
-    cancel_timeout_ms: PositiveInt = Field(5_000, description="A router that has not answered a stop is unproven.")
     freeze_scope: Literal["global", "node", "symbol"] = Field(
         "global", description="What a freeze by a monitor of this node covers."
     )

@@ -18,18 +18,29 @@ a process that is paused between the second look and the hand-over sends when it
 
 from __future__ import annotations
 
-import enum
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from decimal import Context, Decimal
-from typing import Literal, Protocol
+from typing import Literal
 
 import structlog
 
-from agents.risk.runtime_monitor import RuntimeRiskMonitor, side_sign
+from agents.risk.exact import EXACT, exact
+from agents.risk.order_inputs import side_sign
+from agents.risk.runtime_monitor import RuntimeRiskMonitor
+from agents.routing.numbered_order import NumberedOrder
 from agents.routing.order_state import OrderEvent, OrderState, next_state
+from agents.routing.order_types import (
+    OpenOrder,
+    Order,
+    OrderRejected,
+    Placed,
+    Refused,
+    RouterGate,
+    VenueClient,
+    VenueEvent,
+    VenueEventKind,
+)
 from killswitch.clock import NowNs, now_ns
 from killswitch.core.reduce_only import reduces_only
 from killswitch.link.messages import CancelResult
@@ -42,156 +53,8 @@ CANCEL_THREADS = 4
 DEFAULT_CANCEL_TIMEOUT_S = 1.0
 
 _NANOSECONDS_PER_S = 1_000_000_000
-_EXACT = Context(prec=60)
-
-RefusalCause = Literal["gate", "monitor", "bad_input", "duplicate", "too_many_open", "venue"]
 
 _log = structlog.get_logger("killswitch.router")
-
-
-class OrderRejected(Exception):  # noqa: N818 - said of the order, not of the program
-    """Raised by a venue client's ``place``: this order did not and will not reach the book. Definite."""
-
-
-class RouterGate(Protocol):
-    """The gate as the router asks it; :class:`killswitch.gate.Gate` is one."""
-
-    def allows(
-        self,
-        symbol: str,
-        *,
-        venue: str | None,
-        account: str | None,
-        desk: str | None,
-        trader: str | None,
-        client: str | None,
-        strategy: str | None,
-        reduces: bool,
-    ) -> bool:
-        """Tell whether an order may be sent now."""
-
-    def check(
-        self,
-        symbol: str,
-        *,
-        venue: str | None,
-        account: str | None,
-        desk: str | None,
-        trader: str | None,
-        client: str | None,
-        strategy: str | None,
-        reduces: bool,
-    ) -> None:
-        """Raise :class:`killswitch.gate.Blocked` with a sentence when the order may not be sent."""
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """An order as it goes to the venue: quantity in units of the symbol, price in USD, ``sequence`` from 1 up."""
-
-    client_order_id: str
-    symbol: str
-    side: Literal["buy", "sell"]
-    qty: float
-    price: float
-    sequence: int
-
-
-class VenueClient(Protocol):
-    """A venue. Answers come later through :meth:`OrderRouter.on_venue_event`, from any thread, also from within."""
-
-    def place(self, order: Order) -> None:
-        """Hand an order over.
-
-        Raises:
-            OrderRejected: it will not be in the book. Any other exception means that this is not known.
-        """
-
-    def cancel(self, client_order_id: str) -> None:
-        """Ask for an order to be cancelled. An exception means that the request could not be sent."""
-
-
-class VenueEventKind(enum.Enum):
-    """What a venue says of an order."""
-
-    ACK = "ACK"
-    FILL = "FILL"
-    CANCELED = "CANCELED"
-    REJECTED = "REJECTED"
-    CANCEL_REJECTED = "CANCEL_REJECTED"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VenueEvent:
-    """One message of a venue.
-
-    Attributes:
-        kind: what happened.
-        client_order_id: to which order.
-        qty: quantity of this fill alone, for ``FILL``.
-        price: USD, for ``FILL``.
-        reason: what the venue says of it.
-    """
-
-    kind: VenueEventKind
-    client_order_id: str
-    qty: float = 0.0
-    price: float = 0.0
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """The order was handed to the venue. ``in_doubt`` says why it may not have arrived, and is empty otherwise."""
-
-    client_order_id: str
-    sequence: int
-    in_doubt: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """The order was not sent (cause ``venue``: sent and definitely rejected), and why in one sentence."""
-
-    client_order_id: str
-    cause: RefusalCause
-    sentence: str
-
-
-@dataclass(frozen=True, slots=True)
-class OpenOrder:
-    """An order that the venue may still fill, as a report shows it."""
-
-    client_order_id: str
-    symbol: str
-    side: str
-    price: float
-    remaining: float
-    state: OrderState
-    sequence: int
-
-
-@dataclass(slots=True, eq=False)
-class _Entry:
-    """What the router knows of one order it numbered. Changed under the registry's lock only."""
-
-    order: Order
-    sign: int
-    state: OrderState = OrderState.PENDING
-    filled: Decimal = Decimal(0)
-    handed_over: bool = False
-    withdrawn: bool = False
-    cancel_when_handed_over: bool = False
-    cancelling: bool = False
-    cancel_failures: int = 0
-
-    @property
-    def is_over(self) -> bool:
-        return self.withdrawn or self.state.is_final
-
-    @property
-    def remaining(self) -> float:
-        return float(max(_EXACT.subtract(_exact(self.order.qty), self.filled), Decimal(0)))
 
 
 class OrderRouter:
@@ -252,8 +115,8 @@ class OrderRouter:
         self._sending = threading.Lock()
         # Guards everything below, and is never held while a venue, a gate or a monitor is being talked to.
         self._changed = threading.Condition()
-        self._open: dict[str, _Entry] = {}
-        self._finished: dict[str, _Entry] = {}
+        self._open: dict[str, NumberedOrder] = {}
+        self._finished: dict[str, NumberedOrder] = {}
         self._last_sequence = 0
         self._sent = 0
         self._cancelled = 0
@@ -300,7 +163,7 @@ class OrderRouter:
         return None
 
     def _gate_refusal(
-        self, client_order_id: str, symbol: str, sign: int, qty: float, *, itself: _Entry | None = None
+        self, client_order_id: str, symbol: str, sign: int, qty: float, *, itself: NumberedOrder | None = None
     ) -> Refused | None:
         """Ask the gate; whether the order reduces is worked out only when it matters."""
         try:
@@ -311,7 +174,7 @@ class OrderRouter:
             return Refused(str(client_order_id), "gate", str(error) or repr(error))
         return None
 
-    def _reduces(self, symbol: str, sign: int, qty: float, itself: _Entry | None) -> bool:
+    def _reduces(self, symbol: str, sign: int, qty: float, itself: NumberedOrder | None) -> bool:
         """Apply the reduce-only rule to the position and the open orders of this router."""
         if self._monitor is None or sign == 0:
             return False
@@ -342,7 +205,7 @@ class OrderRouter:
             self._last_sequence = registered.order.sequence
             return self._hand_over(registered)
 
-    def _second_refusal(self, entry: _Entry) -> Refused | None:
+    def _second_refusal(self, entry: NumberedOrder) -> Refused | None:
         """Look at the gate and the freeze once more; when both are open the next thing is the venue."""
         order = entry.order
         if self._monitor is not None and self._monitor.is_frozen():
@@ -350,11 +213,13 @@ class OrderRouter:
             return Refused(order.client_order_id, "monitor", sentence)
         return self._gate_refusal(order.client_order_id, order.symbol, entry.sign, order.qty, itself=entry)
 
-    def _register(self, client_order_id: str, symbol: str, sign: int, qty: float, price: float) -> _Entry | Refused:
+    def _register(
+        self, client_order_id: str, symbol: str, sign: int, qty: float, price: float
+    ) -> NumberedOrder | Refused:
         """Number the order and put it among the open ones. The sending lock is held."""
         side: Literal["buy", "sell"] = "buy" if sign > 0 else "sell"
         order = Order(client_order_id, symbol, side, qty, price, self._last_sequence + 1)
-        entry = _Entry(order, sign)
+        entry = NumberedOrder(order, sign)
         with self._changed:
             if client_order_id in self._open or client_order_id in self._finished:
                 return _duplicate(client_order_id)
@@ -364,14 +229,14 @@ class OrderRouter:
             self._open[client_order_id] = entry
         return entry
 
-    def _withdraw(self, entry: _Entry) -> None:
+    def _withdraw(self, entry: NumberedOrder) -> None:
         """Take an order back that was never handed over; its number and its id are free again."""
         with self._changed:
             entry.withdrawn = True
             del self._open[entry.order.client_order_id]
             self._changed.notify_all()
 
-    def _hand_over(self, entry: _Entry) -> Placed | Refused:
+    def _hand_over(self, entry: NumberedOrder) -> Placed | Refused:
         order = entry.order
         rejected: str | None = None
         in_doubt = "the hand-over was interrupted"
@@ -440,7 +305,7 @@ class OrderRouter:
         )
         return result
 
-    def _wait_for_answers(self, targets: list[_Entry], failures_before: list[int], deadline_ns: int) -> None:
+    def _wait_for_answers(self, targets: list[NumberedOrder], failures_before: list[int], deadline_ns: int) -> None:
         """Wait until every order is over or its cancel has failed, or the deadline. The registry's lock is held."""
         waiting = list(zip(targets, failures_before, strict=True))
         while True:
@@ -452,7 +317,7 @@ class OrderRouter:
                 return
             self._changed.wait(left_ns / _NANOSECONDS_PER_S)
 
-    def _start_cancels(self, ready: deque[_Entry]) -> None:
+    def _start_cancels(self, ready: deque[NumberedOrder]) -> None:
         """Send cancels from a few threads. One that hangs in the venue is left behind; the next round starts others."""
 
         def work() -> None:
@@ -471,7 +336,7 @@ class OrderRouter:
                 work()
                 return
 
-    def _send_cancel(self, entry: _Entry) -> None:
+    def _send_cancel(self, entry: NumberedOrder) -> None:
         with self._changed:
             # A request that still hangs in the venue client is not sent twice; threads stay bounded by open orders.
             if entry.is_over or entry.cancelling:
@@ -490,7 +355,7 @@ class OrderRouter:
                     entry.cancel_failures += 1
                     self._changed.notify_all()
 
-    def _attributes(self, entry: _Entry) -> dict[str, str | None]:
+    def _attributes(self, entry: NumberedOrder) -> dict[str, str | None]:
         return {"node": self._node, **self._scope, "symbol": entry.order.symbol}
 
     # ---- what the venue says
@@ -517,7 +382,7 @@ class OrderRouter:
                 self._step(entry, OrderEvent(event.kind.value))
                 self._changed.notify_all()
 
-    def _on_fill(self, entry: _Entry, event: VenueEvent) -> None:
+    def _on_fill(self, entry: NumberedOrder, event: VenueEvent) -> None:
         order = entry.order
         if self._monitor is not None:
             self._monitor.on_fill(order.symbol, order.side, event.qty, event.price)
@@ -525,10 +390,10 @@ class OrderRouter:
             if not _is_positive(event.qty):
                 self._contradict(entry, "a fill without a quantity")
                 return
-            entry.filled = _EXACT.add(entry.filled, _exact(event.qty))
-            if entry.filled > _exact(order.qty):
+            entry.filled = EXACT.add(entry.filled, exact(event.qty))
+            if entry.filled > exact(order.qty):
                 self._contradict(entry, "more was filled than was ordered")
-            done = entry.filled >= _exact(order.qty)
+            done = entry.filled >= exact(order.qty)
             self._step(entry, OrderEvent.FULL_FILL if done else OrderEvent.PARTIAL_FILL)
             self._changed.notify_all()
 
@@ -543,7 +408,7 @@ class OrderRouter:
                 metadata={"cause": "monitor_error", "qty": event.qty, "price": event.price},
             )
 
-    def _step(self, entry: _Entry, event: OrderEvent) -> None:
+    def _step(self, entry: NumberedOrder, event: OrderEvent) -> None:
         """Move one order along the table. The registry's lock is held."""
         state = next_state(entry.state, event)
         if state is None:
@@ -555,7 +420,7 @@ class OrderRouter:
             if len(self._finished) > FINISHED_ORDERS_KEPT:
                 del self._finished[next(iter(self._finished))]
 
-    def _contradict(self, entry: _Entry, what: str) -> None:
+    def _contradict(self, entry: NumberedOrder, what: str) -> None:
         self._contradictions += 1
         _log.error("the venue contradicts what is known of an order", order=entry.order.client_order_id, what=what)
 
@@ -601,18 +466,7 @@ class OrderRouter:
     def open_orders(self) -> Iterable[OpenOrder]:
         """Every order that the venue may still fill, in the order in which they were sent."""
         with self._changed:
-            return [
-                OpenOrder(
-                    entry.order.client_order_id,
-                    entry.order.symbol,
-                    entry.order.side,
-                    entry.order.price,
-                    entry.remaining,
-                    entry.state,
-                    entry.order.sequence,
-                )
-                for entry in self._open.values()
-            ]
+            return [entry.report() for entry in self._open.values()]
 
 
 def _is_covered(covers: Callable[[Mapping[str, str | None]], bool], attributes: Mapping[str, str | None]) -> bool:
@@ -636,7 +490,3 @@ def _is_positive(value: object) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and 0.0 < float(value) < float("inf")
     except OverflowError:
         return False
-
-
-def _exact(value: float) -> Decimal:
-    return Decimal(repr(float(value)))

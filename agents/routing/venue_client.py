@@ -18,7 +18,7 @@ from typing import Any
 
 import structlog
 
-from agents.routing.order_router import Order, OrderRejected, VenueEvent, VenueEventKind
+from agents.routing.order_types import Order, OrderRejected, VenueEvent, VenueEventKind
 from killswitch.link.messages import LINE_MAX_BYTES, BadLine, decode, encode
 
 SEND_TIMEOUT_S = 2

@@ -27,7 +27,8 @@ from pathlib import Path
 
 from agents.risk.events import FreezeEvent
 from agents.risk.runtime_monitor import RuntimeRiskMonitor
-from agents.routing.order_router import OrderRouter, Refused, VenueEvent, VenueEventKind
+from agents.routing.order_router import OrderRouter
+from agents.routing.order_types import Refused, VenueEvent, VenueEventKind
 from agents.routing.venue_client import SimulatedVenueClient, VenueDisconnected
 from killswitch import Gate, GateUnavailable
 from killswitch.clock import now_ns

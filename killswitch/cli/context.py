@@ -66,11 +66,15 @@ class CommandContext:
         settings = settings or self.settings()
         configure_logging("warning")
         timing = settings.timing.to_core()
-        with open_store(
-            settings.store,
-            request_timeout_ms=timing.request_timeout_ms,
-            backoff_cap_ms=timing.backoff_cap_ms,
-        ) as store:
+        try:
+            opened = open_store(
+                settings.store,
+                request_timeout_ms=timing.request_timeout_ms,
+                backoff_cap_ms=timing.backoff_cap_ms,
+            )
+        except ValueError as error:
+            raise CommandError(str(error), EXIT_USAGE) from error
+        with opened as store:
             yield Cluster(store, settings.cluster, timing=timing)
 
     def emit_json(self, schema: str, body: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import click
 
 from killswitch.cli.context import (
     EXIT_NOT_CONFIRMED,
+    EXIT_STORE_UNAVAILABLE,
     CommandContext,
     CommandError,
     operator_name,
@@ -36,7 +37,8 @@ def init(context: CommandContext, reason: str) -> None:
         if context.wants_json:
             context.emit_json("init", {"cluster": cluster.name, "epoch": flag.epoch, "mode": flag.mode.name})
         else:
-            click.echo(f"cluster {cluster.name!r} is initialised at epoch {flag.epoch}: nothing is frozen")
+            state = "FROZEN, for its flag was gone" if flag.freezes else "nothing is frozen"
+            click.echo(f"cluster {cluster.name!r} is initialised at epoch {flag.epoch}: {state}")
 
 
 @click.command()
@@ -71,7 +73,7 @@ def freeze(
         bound_ms = expiry_bound_ms(cluster.timing.permit_ttl_ms, cluster.timing.clock_rate_ratio)
         timeout_ms = int(timeout_s * 1000) if timeout_s else int(bound_ms + DEFAULT_MARGIN_S * 1000)
         with CertificateCollector(cluster) as collector:
-            commits = [cluster.freeze(cause, timeout_ms=timeout_ms) for cause in wanted]
+            commits = _commit_all(cluster, wanted, timeout_ms)
             talk(f"frozen at epoch {commits[-1].flag.epoch} after {commits[0].committed_ms:.0f} ms; collecting proof")
             certificate = None
             if not no_wait:
@@ -80,6 +82,21 @@ def freeze(
         _emit_freeze(context, cluster, wanted, commits, certificate)
     if certificate is None or not (certificate.stopped and certificate.flat):
         sys.exit(EXIT_NOT_CONFIRMED)
+
+
+def _commit_all(cluster: Cluster, wanted: Sequence[Freeze], timeout_ms: int) -> list[Committed]:
+    """Freeze one scope after the other; a failure says which are in force already."""
+    from killswitch.cluster import FreezeNotCommitted  # noqa: PLC0415 - only when used
+
+    commits: list[Committed] = []
+    for cause in wanted:
+        try:
+            commits.append(cluster.freeze(cause, timeout_ms=timeout_ms))
+        except FreezeNotCommitted as error:
+            done = ", ".join(str(earlier.scope) for earlier in wanted[: len(commits)])
+            already = f"in force already: {done}. " if done else ""
+            raise CommandError(f"{already}For {cause.scope}: {error}", EXIT_STORE_UNAVAILABLE) from error
+    return commits
 
 
 def _wanted_freezes(reason: str, scopes: Sequence[str], mode: str, trigger: str) -> list[Freeze]:

@@ -14,7 +14,7 @@ NANOSECONDS_PER_MS = 1_000_000
 @click.pass_obj
 def gate(context: CommandContext, path: str | None) -> None:
     """Show a gate page. Without PATH it is the one that the settings name. Needs no store."""
-    from killswitch import Gate  # noqa: PLC0415 - only when used
+    from killswitch import Gate, Mode  # noqa: PLC0415 - only when used
     from killswitch.clock import now_ns  # noqa: PLC0415 - only when used
 
     if path is None:
@@ -48,7 +48,10 @@ def gate(context: CommandContext, path: str | None) -> None:
     if context.wants_json:
         context.emit_json("gate", body)
         return
-    word = "OPEN" if body["open"] else "CLOSED" if body["mode"] == "FROZEN" else "RESTRICTED"
+    shut = not permit_ms_left or any(
+        cause.mode is Mode.FROZEN and set(dict(cause.scope.parts)) <= {"node"} for cause in state.causes
+    )
+    word = "OPEN" if body["open"] else "CLOSED" if shut else "RESTRICTED"
     click.echo(
         f"{word}  node {state.node} of cluster {state.cluster}: {body['mode']} at epoch {state.epoch}, "
         f"permit {permit_ms_left} ms left, agent {state.writer_pid} wrote {body['heartbeat_ms_ago']} ms ago"

@@ -33,11 +33,21 @@ def status(context: CommandContext) -> None:
     with context.cluster() as cluster:
         flag = cluster.read_flag().flag
         membership = cluster.membership()
-        leader = cluster.leader()
+        leader = _readable_leader(cluster)
         if context.wants_json:
             context.emit_json("status", _status_body(cluster, flag, membership, leader))
         else:
             _show_status(cluster, flag, membership, leader)
+
+
+def _readable_leader(cluster: Cluster) -> LeaderRecord | None:
+    from killswitch.records import UnreadableRecord  # noqa: PLC0415 - only when used
+
+    try:
+        return cluster.leader()
+    except UnreadableRecord as error:
+        talk(str(error))
+        return None
 
 
 def _status_body(cluster: Cluster, flag: Flag, membership: Membership, leader: LeaderRecord | None) -> dict[str, Any]:
@@ -81,7 +91,9 @@ def _node_lines(membership: Membership) -> list[dict[str, Any]]:
 
 def _show_status(cluster: Cluster, flag: Flag, membership: Membership, leader: LeaderRecord | None) -> None:
     led = f"{leader.id} (term {leader.term})" if leader else "nobody"
-    click.echo(f"cluster {cluster.name}: {flag.mode.name} at epoch {flag.epoch}, led by {led}")
+    scoped = bool(flag.freezes) and all(not freeze.scope.is_global for freeze in flag.freezes)
+    where = " in the scopes below, the rest trades" if scoped else ""
+    click.echo(f"cluster {cluster.name}: {flag.mode.name}{where} at epoch {flag.epoch}, led by {led}")
     if flag.freezes:
         freezes = _table("freeze", "mode", "scope", "trigger", "reason")
         for freeze in flag.freezes:

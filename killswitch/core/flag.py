@@ -248,19 +248,21 @@ def lift(flag: Flag, *, epoch: int, ids: Sequence[str], actor: str, at: str, rea
     )
 
 
-def reassert(found: Flag | None, known: Flag, cause: Freeze) -> Change:
+def reassert(found: Flag | None, known: Flag, cause: Freeze, *, history_epoch: int = 0) -> Change:
     """Tell a store that lost or rewrote its data what an agent remembers, and freeze for it.
 
     Args:
         found: what the store holds now, ``None`` when it holds nothing.
         known: the newest flag that the agent has seen and kept.
         cause: the freeze that says what happened; it stays until a person lifts it.
+        history_epoch: newest epoch that the history in the store holds, 0 for none.
 
-    The new epoch is above both, and the entry hangs on the entry that the agent knows, so that every other agent that
-    knew the same history accepts it.
+    The new epoch is above all of them. The entry follows the one that the store holds, or, where the store holds no
+    flag, the one that the agent knows.
     """
     freezes = merge(found.freezes if found else (), known.freezes, (cause,))
-    base = replace(known, epoch=max(known.epoch, found.epoch if found else 0))
+    newest = max(known.epoch, found.epoch if found else 0, history_epoch)
+    base = replace(found or known, epoch=newest)
     already = {freeze.canonical() for freeze in (found.freezes if found else ())}
     added = tuple(freeze for freeze in freezes if freeze.canonical() not in already)
     return _change(

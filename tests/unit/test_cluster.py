@@ -140,6 +140,18 @@ def test_initialising_where_only_a_history_is_left_is_refused(cluster: Cluster) 
     assert everything(cluster) == before
 
 
+@pytest.mark.parametrize("value", [None, b"unreadable"])
+def test_initialising_where_only_a_flag_is_left_is_refused(cluster: Cluster, value: bytes | None) -> None:
+    """UNKNOWN IS FROZEN: a flag without its history, readable or not, is not set up anew over it."""
+    cluster.store.commit({}, {}, [cluster.keys.history(1)])
+    if value is not None:
+        put(cluster, cluster.keys.flag, value)
+    before = everything(cluster)
+    with pytest.raises(AlreadyInitialised):
+        cluster.initialise(actor="operator:bob", reason="again")
+    assert everything(cluster) == before
+
+
 def test_a_cluster_without_a_flag_says_what_to_do(store: FaultyStore) -> None:
     """UNKNOWN IS FROZEN: without a flag nothing can be read, frozen or released, and the sentence says how to begin."""
     empty = Cluster(store, "c")
@@ -476,6 +488,25 @@ def test_a_reassertion_that_meets_somebody_elses_change_is_a_conflict(cluster: C
     with pytest.raises(Conflict):
         cluster.reassert(known, a_freeze("store-lost"))
     assert cluster.read_flag().flag.freeze_ids() == {"f1", "newer"}
+
+
+def test_a_reassertion_that_is_overtaken_by_an_init_is_a_conflict(cluster: Cluster, store: FaultyStore) -> None:
+    """UNKNOWN IS FROZEN: a flag that appears after the store was found empty is not overwritten unread."""
+    known = freeze_now(cluster).flag
+    store.commit({}, {}, [entry.key for entry in everything(cluster)])
+    other = Cluster(store, "c", wall_clock=lambda: AT)
+    real = store.read
+
+    def init_after(key: str) -> Entry | None:
+        store.read = real  # type: ignore[method-assign]
+        found = real(key)
+        other.initialise(actor="operator:bob", reason="the store was empty")
+        return found
+
+    store.read = init_after  # type: ignore[method-assign]
+    with pytest.raises(Conflict):
+        cluster.reassert(known, a_freeze("store-lost"))
+    assert cluster.read_flag().flag.epoch == 1
 
 
 # -- history ---------------------------------------------------------------------------------------------------------

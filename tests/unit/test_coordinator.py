@@ -158,7 +158,10 @@ def test_a_stale_report_is_timed_by_the_coordinator(cluster: Cluster, clock: Han
     assert causes(cluster) == []
     report(cluster)
     leader.evaluate()
-    clock.time_ns += 1_000 * MS
+    clock.time_ns += 999 * MS
+    leader.evaluate()
+    assert causes(cluster) == []
+    clock.time_ns += MS
     leader.evaluate()
     assert the_cause(cluster).trigger == "stale_reports"
     assert the_cause(cluster).metadata["nodes"] == ["n1"]
@@ -168,7 +171,7 @@ def test_a_stale_report_is_timed_by_the_coordinator(cluster: Cluster, clock: Han
 
 
 def test_who_does_not_lead_writes_nothing(cluster: Cluster, leader: Coordinator, make: Make) -> None:
-    """Never two that may act: a standby evaluates nothing and writes nothing."""
+    """Never two that may act: a standby writes nothing, and does not even read."""
     standby = make("c2")
     standby.election.step()
     report(cluster, BTC=5_000.0)
@@ -178,6 +181,11 @@ def test_who_does_not_lead_writes_nothing(cluster: Cluster, leader: Coordinator,
     assert cluster.store.scan("") == before
     assert not standby.election.leads
     assert leader.election.leads
+    store = cluster.store
+    assert isinstance(store, FaultyStore)
+    store.cut()
+    standby.evaluate()
+    assert store.failed_calls == 0
 
 
 def test_a_second_coordinator_does_not_freeze_again(cluster: Cluster, clock: HandClock, make: Make) -> None:
@@ -400,4 +408,26 @@ def test_a_leader_that_lost_its_key_writes_no_certificate(
     clock.time_ns += 4_000 * MS
     leader._certify()
     leader._certifier.step()
+    assert certificate(cluster) is None
+
+
+def test_a_leader_paused_while_writing_a_certificate_writes_none(
+    cluster: Cluster, clock: HandClock, leader: Coordinator, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never two that may act: a certificate that was decided before another led is refused by the store."""
+    second = make("c2")
+    report(cluster, BTC=5_000.0)
+    leader.evaluate()
+    real = cluster.wall_clock
+
+    def pause() -> str:
+        monkeypatch.setattr(cluster, "wall_clock", real)
+        clock.time_ns += 6_000 * MS
+        second.election.step()
+        assert second.election.leads
+        return real()
+
+    monkeypatch.setattr(cluster, "wall_clock", pause)
+    leader._certifier.step()
+    assert second.election.leads
     assert certificate(cluster) is None

@@ -473,3 +473,42 @@ def full_disk(path: Path) -> Iterator[None]:
     for name in (path, fresh):
         name.unlink()
     kept.rename(path)
+
+
+@pytest.mark.parametrize("rewritten_changes", [0, 1, 4])
+@pytest.mark.parametrize("history_survives", [True, False])
+def test_agents_that_knew_different_epochs_settle_on_one_flag_and_one_release_opens_all(
+    tmp_path: Path, store: FaultyStore, rewritten_changes: int, history_survives: bool
+) -> None:
+    """UNKNOWN IS FROZEN, and the way out: whoever knew what, all causes end in the flag, and nobody stays stuck."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    ahead, behind = (Node(tmp_path / name, store, Timing()) for name in ("a", "b"))
+    ahead.cluster.initialise(actor="operator:test", reason="test")
+    behind.freeze(cause(freeze_id="both-knew"))
+    behind.keeper.renew()
+    ahead.freeze(cause(freeze_id="one-knew"))
+    ahead.keeper.renew()
+    if history_survives:
+        store.commit({}, {}, [ahead.cluster.keys.flag])
+    else:
+        wipe(store)
+        if rewritten_changes:
+            ahead.cluster.initialise(actor="operator:other", reason="somebody began anew")
+        for number in range(rewritten_changes):
+            ahead.freeze(cause(f"symbol:S{number}"))
+    for _ in range(6):
+        for node in (behind, ahead):
+            node.keeper.renew()
+            Voice(node.cluster, node.keeper).speak()
+            node.keeper.set_registered(True)
+    flag = ahead.cluster.read_flag().flag
+    assert {"both-knew", "one-knew"} <= flag.freeze_ids()
+    assert ahead.keeper.known == behind.keeper.known == flag
+    assert not ahead.gate.allows("BTC")
+    ahead.release_all()
+    for node in (behind, ahead):
+        assert node.keeper.renew()
+        assert node.gate.allows("BTC")
+        node.keeper.close()
+        node.gate.close()

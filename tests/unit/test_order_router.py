@@ -15,16 +15,9 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from agents.risk.runtime_monitor import RuntimeRiskMonitor
-from agents.routing.order_router import (
-    Order,
-    OrderRejected,
-    OrderRouter,
-    Placed,
-    Refused,
-    VenueEvent,
-    VenueEventKind,
-)
+from agents.routing.order_router import OrderRouter
 from agents.routing.order_state import TRANSITIONS, OrderEvent, OrderState, next_state
+from agents.routing.order_types import Order, OrderRejected, Placed, Refused, VenueEvent, VenueEventKind
 from killswitch.clock import now_ns
 from killswitch.core.flag import Freeze
 from killswitch.core.modes import Mode

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
 from structlog.testing import capture_logs
 
+from agents import risk
 from agents.risk.events import FreezeEvent
 from agents.risk.limits import OrderRefused, RiskLimits
 from agents.risk.runtime_monitor import RuntimeRiskMonitor, create_risk_monitor
@@ -60,6 +61,22 @@ class Desk:
 
 def count(registry: CollectorRegistry, trigger: str) -> float | None:
     return registry.get_sample_value("freeze_triggered_total", {"reason": trigger})
+
+
+# ---- the package
+
+
+def test_the_package_names_what_a_user_of_the_monitor_needs() -> None:
+    assert set(risk.__all__) == {
+        "RuntimeRiskMonitor",
+        "create_risk_monitor",
+        "RiskLimits",
+        "OrderRefused",
+        "FreezeEvent",
+    }
+    assert risk.RuntimeRiskMonitor is RuntimeRiskMonitor
+    assert risk.create_risk_monitor is create_risk_monitor
+    assert (risk.RiskLimits, risk.OrderRefused, risk.FreezeEvent) == (RiskLimits, OrderRefused, FreezeEvent)
 
 
 # ---- construction: two doors, one class
@@ -360,13 +377,13 @@ def test_ten_thousand_fills_agree_with_decimals() -> None:
     total = sum(abs(held[symbol]) * last[symbol] for symbol in symbols)
     assert m.get_total_notional() == pytest.approx(float(total), rel=1e-6)
     # The running total that the check uses, not only the sum that the report makes.
-    assert m._total == pytest.approx(float(total), rel=1e-12)
+    assert m._book.total_usd == pytest.approx(float(total), rel=1e-12)
     for symbol in symbols:
         assert m.get_positions()[symbol] == float(held[symbol])
         side = "sell" if held[symbol] > 0 else "buy"
         m.on_fill(symbol, side, float(abs(held[symbol])), 1.0)
     assert m.get_positions() == {}
-    assert m._total == 0.0
+    assert m._book.total_usd == 0.0
 
 
 # ---- edge
@@ -578,9 +595,7 @@ def test_a_clock_or_a_log_that_fails_does_not_stop_a_freeze(monkeypatch: pytest.
         raise OSError("disk full")
 
     m = monitor(wall_clock=fail)
-    monkeypatch.setattr(
-        "agents.risk.runtime_monitor._log", type("Log", (), dict.fromkeys(["critical", "info"], fail))()
-    )
+    monkeypatch.setattr("agents.risk.local_freeze._log", type("Log", (), dict.fromkeys(["critical", "info"], fail))())
     desk = Desk(working=1)
     m.manual_freeze("stop", desk)
     assert m.is_frozen()
@@ -693,7 +708,7 @@ def test_eight_threads_lose_no_count() -> None:
         thread.join(30)
     assert m.blocks_total == 8 * rounds
     assert m.get_positions() == {"SHARED": 8 * rounds / 10}
-    assert m._total == 8 * rounds / 10
+    assert m._book.total_usd == 8 * rounds / 10
     assert froze.count(True) == 1
     assert (m.freezes_total, len(desk.reasons), count(registry, "edge_collapse")) == (1, 1, 1)
 

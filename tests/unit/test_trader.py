@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from agents.scenarios.tape import synthetic_tape
 from agents.scenarios.trader import Ledger, QuotingPlan, Working, requote
-from agents.scenarios.venue import VenueOperator, VenueServer
+from agents.scenarios.venue import VenueServer
+from agents.scenarios.venue_operator import VenueOperator
 from killswitch.clock import now_ns
 from killswitch.core.flag import Freeze
 from killswitch.core.modes import Mode

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from agents.scenarios.tape import Tick
-from agents.scenarios.venue import VenueFault, VenueOperator, VenueServer
+from agents.scenarios.venue import VenueServer
+from agents.scenarios.venue_operator import VenueFault, VenueOperator
 from killswitch.clock import now_ns, wall_now
 from tests.waiting import wait_until
 

@@ -1,0 +1,58 @@
+"""Positions valued at mark prices, which come from outside and may be anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+
+from agents.risk.exact import EXACT, ZERO, exact
+from agents.risk.order_inputs import finite_number
+from agents.risk.position_book import Held
+
+MarkPriceSource = Callable[[str], float]
+"""Price of a symbol in USD; called without any lock held."""
+
+_INFINITY = math.inf
+
+
+class MarkFault(Exception):  # noqa: N818 - said of the price, not of the program
+    """The mark price of a symbol is not usable; the message says what came instead."""
+
+
+def mark_price(source: MarkPriceSource, symbol: str) -> float:
+    """Ask the mark price source.
+
+    Raises:
+        MarkFault: it raised, or answered anything but a finite positive number.
+    """
+    try:
+        answer = source(symbol)
+        price = answer if answer.__class__ is float and 0.0 < answer < _INFINITY else finite_number(answer)
+    except Exception as error:  # whatever a price source raises, the price is unknown
+        raise MarkFault(f"the mark price of {symbol} is unknown: its source raised {error!r}") from error
+    if price is None or price <= 0.0:
+        raise MarkFault(f"the mark price of {symbol} is not a finite number above 0")
+    return price
+
+
+def marked_total(source: MarkPriceSource, held: Mapping[str, Held], *, beside_usd: Decimal, sure_usd: float) -> Decimal:
+    """Sum of notionals at mark prices: in floats where that decides, else in exact decimals.
+
+    Args:
+        source: of the mark prices.
+        held: the positions.
+        beside_usd: what the sum will be added to.
+        sure_usd: up to this, floats decide.
+
+    Raises:
+        MarkFault: as :func:`mark_price`.
+    """
+    marked = [(position, mark_price(source, symbol)) for symbol, position in held.items()]
+    rough_usd = math.fsum(abs(position.quantity) * mark for position, mark in marked)
+    if rough_usd + float(beside_usd) <= sure_usd:
+        return Decimal(rough_usd)
+    total = ZERO
+    for position, mark in marked:
+        total = EXACT.add(total, EXACT.multiply(position.exact_quantity.copy_abs(), exact(mark)))
+    return total
