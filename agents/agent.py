@@ -16,10 +16,10 @@ import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from agents.decisions import FreezeScopes
-from agents.gatekeeper import GateKeeper
+from agents.gatekeeper import GateKeeper, ReadAgain
 from agents.journal import Journal
 from agents.link_server import FreezeRequest, LinkEvents, LinkServer
-from agents.membership import Identity, Membership, NameInUse
+from agents.membership import Identity, Membership, NameInUse, has_live_routers
 from agents.metrics import AgentMetrics
 from agents.node_monitor import NodeMonitor
 from agents.routers import RouterBook, exposure_of
@@ -39,6 +39,17 @@ from killswitch.stores.port import Conflict, Entry, OutcomeUnknown, StoreError, 
 log = structlog.get_logger(__name__)
 
 RETRY_S = 0.2
+PAUSE_MS = 3
+CROWDED_PAUSE_MS = 20
+"""How long the work that follows a freeze waits once the watch has closed the gate; longer on a crowded machine.
+
+Every agent hears of a freeze at the same instant. What those do next that closed first (read, sync, acknowledge,
+report) takes the store, and on a shared machine the processor, from those that have not closed yet; figures in
+``tests/bench/freeze_fanout.py``. Only the proof waits. A stop for routers is pushed at once, whatever might still have
+to close is read at once, and no renewal becomes late by it.
+"""
+CROWDED_WHEN_LATE_MS = 0.5
+"""A thread that was woken later than this, or slept this much too long, shares its processor with many."""
 SIGNAL_CHECK_S = 0.25
 """The main thread wakes this often: a signal that another thread has taken does not end its wait."""
 LOOP_SILENT_AFTER_S = 5.0
@@ -64,6 +75,10 @@ class Agent:
         self._identity = identity
         self._stopping = threading.Event()
         self._renew_now = threading.Event()
+        self._read_at_once = threading.Event()
+        self._report_now = threading.Event()
+        self._others_are_closing = False
+        self._closed_ns = 0
         self._turned_ns = cluster.clock()
         self._raised: dict[str, str] = {}
         self._raised_lock = threading.Lock()
@@ -135,7 +150,7 @@ class Agent:
         finally:
             self.keeper.close()
             self._stopping.set()
-            for event in (self._renew_now, self.voice.wake, self.stopper.wake):
+            for event in (self._renew_now, self._read_at_once, self._report_now, self.voice.wake, self.stopper.wake):
                 event.set()
             watch.close()
             for thread in threads:
@@ -191,8 +206,9 @@ class Agent:
         while not self._stopping.is_set():
             # Counted from the start of the last renewal, not from its end: a slow answer must not make the next late,
             # or the bound that `config check` prints would not hold.
-            due_ns = self._turned_ns + interval_ns - self._cluster.clock()
-            self._renew_now.wait(max(0, due_ns) / 1e9)
+            due_ns = self._turned_ns + interval_ns
+            self._renew_now.wait(max(0, due_ns - self._cluster.clock()) / 1e9)
+            self._let_others_close(due_ns)
             self._renew_now.clear()
             self._turned_ns = self._cluster.clock()
             if not self._gate.is_published:
@@ -209,6 +225,25 @@ class Agent:
             self.metrics.renewals.labels(outcome).inc()
             if self.keeper.reassertion is not None:
                 self.voice.wake.set()
+
+    def _let_others_close(self, latest_ns: int) -> None:
+        """After the watch has closed the gate: pause, but not beyond ``latest_ns``, and wake whose work waited."""
+        if self._others_are_closing:
+            began_ns = self._cluster.clock()
+            late_ms = (began_ns - self._closed_ns) / NANOSECONDS_PER_MS
+            if late_ms < CROWDED_WHEN_LATE_MS:
+                self._pause(PAUSE_MS, latest_ns)
+                late_ms = (self._cluster.clock() - began_ns) / NANOSECONDS_PER_MS - PAUSE_MS
+            if late_ms >= CROWDED_WHEN_LATE_MS:
+                self._pause(CROWDED_PAUSE_MS, latest_ns)
+            self._others_are_closing = False
+            self.stopper.wake.set()
+            self._report_now.set()
+        self._read_at_once.clear()
+
+    def _pause(self, pause_ms: float, latest_ns: int) -> None:
+        left_ms = (latest_ns - self._cluster.clock()) / NANOSECONDS_PER_MS
+        self._read_at_once.wait(max(0.0, min(pause_ms, left_ms)) / 1000)
 
     def _voice_loop(self) -> None:
         while not self._stopping.is_set():
@@ -230,6 +265,8 @@ class Agent:
 
     def _membership_loop(self) -> None:
         pause_s = self._settings.report_min_interval_ms / 1000
+        # Half of it, so that a keep-alive that is due a moment after a turn waits for half an interval at most.
+        idle_s = self._cluster.timing.renew_every_ms / 2000
         while not self._stopping.is_set():
             if not self.keeper.is_registered:
                 if not self._join():
@@ -240,11 +277,14 @@ class Agent:
                 if not self.membership.keep_alive():
                     self.keeper.set_registered(False)
                     continue
-                self.membership.report_if_due()
+                if not self._others_are_closing:
+                    self.membership.report_if_due()
             except StoreError as error:
                 log.warning("not_reported", error=str(error))
                 self._stopping.wait(RETRY_S)
             self._stopping.wait(pause_s)
+            self._report_now.wait(idle_s)
+            self._report_now.clear()
 
     def _join(self) -> bool:
         """Join, waiting for an earlier holder's lease to run out; the gate stays closed all the while.
@@ -274,23 +314,36 @@ class Agent:
     # -- what comes in -------------------------------------------------------------------------------------------
 
     def _flag_changed(self, entry: Entry) -> None:
-        if not self._stopping.is_set() and self.keeper.heard(entry):
+        if self._stopping.is_set():
+            return
+        self._others_are_closing = True
+        again = self.keeper.heard(entry)
+        self._closed_ns = self._cluster.clock()
+        if again is ReadAgain.NOW:
+            self._read_at_once.set()
+        if again is not ReadAgain.NO:
             self._renew_now.set()
 
     def _flag_gap(self) -> None:
         self.metrics.watch_gaps.inc()
+        self._read_at_once.set()
         self._renew_now.set()
 
     def _gate_changed(self) -> None:
+        if self._others_are_closing and not has_live_routers(self.book):
+            return  # the permit loop wakes them after its pause
         self.stopper.wake.set()
+        self._report_now.set()
 
     def _router_reported(self, router: str, exposure: Exposure) -> None:
         del router, exposure  # the book has them; the monitor judges the node as a whole
+        self._report_now.set()
         self.monitor.observe(exposure_of(self.book.states()))
 
     def _router_answered(self, router: str) -> None:
         del router
         self.stopper.wake.set()
+        self._report_now.set()
 
     def _router_wants_freeze(self, request: FreezeRequest) -> None:
         try:

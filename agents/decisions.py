@@ -124,5 +124,5 @@ class FreezeScopes:
         if self.setting == "node":
             return Scope.parse(f"node:{self.node}")
         if self.setting == "symbol" and symbol:
-            return Scope.parse(f"symbol:{symbol}")
+            return Scope.of_symbol(symbol)
         return GLOBAL

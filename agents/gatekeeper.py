@@ -17,6 +17,7 @@ monitor or router          a cause of this node stands until the flag carries it
 
 from __future__ import annotations
 
+import enum
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,6 +42,19 @@ FLAG_UNREADABLE = "flag-unreadable"
 NOT_INITIALISED = "not-initialised"
 STORE_FAULT = "store-fault"
 JOURNAL_FAULT = "journal-fault"
+
+
+class ReadAgain(enum.Enum):
+    """Whether and when a linearizable read should follow what the watch said, rather than at the next renewal."""
+
+    NO = "no"
+    """It was not about the flag."""
+
+    SOON = "soon"
+    """The gate holds it already: the read only remembers, acknowledges and opens."""
+
+    NOW = "now"
+    """Only the read can tell what to do, and that may be to close."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +110,7 @@ class GateKeeper:
         self._settled_at_epoch: dict[str, int] = {}
         self._permit_until_ns = 0
         self._registered = False
+        self._parsed: tuple[bytes, Flag] | None = None
         self.reassertion: Reassertion | None = None
         self.last_finding = "no read yet"
 
@@ -175,32 +190,46 @@ class GateKeeper:
         log.warning("local_cause_lifted", cause=freeze_id)
         self._on_change()
 
-    def heard(self, entry: Entry) -> bool:
-        """Take a change of the flag from the watch: it can close at once, and it never opens.
-
-        Returns True when a linearizable read should follow now, rather than at the next renewal.
-        """
+    def heard(self, entry: Entry) -> ReadAgain:
+        """Take a change of the flag from the watch: it can close at once, and it never opens."""
         if entry.key != self._cluster.keys.flag:
-            return False
+            return ReadAgain.NO
         try:
-            found = self._cluster.parse_flag(entry).flag
+            found = self._parse(entry)
         except (NotInitialised, UnreadableRecord):
-            return True
-        self._close_for(found)
-        return True
+            return ReadAgain.NOW
+        return ReadAgain.SOON if self._close_for(found) else ReadAgain.NOW
 
-    def _close_for(self, found: Flag) -> None:
-        """Close for the freezes of a newer flag before anything else is done or asked; lift nothing."""
+    def _parse(self, entry: Entry) -> Flag:
+        """Return the flag in an entry; the same bytes, which every renewal of a quiet cluster reads, are parsed once.
+
+        Raises:
+            NotInitialised, UnreadableRecord: as :meth:`Cluster.parse_flag`.
+        """
+        parsed = self._parsed
+        if parsed is not None and parsed[0] == entry.value:
+            return parsed[1]
+        flag = self._cluster.parse_flag(entry).flag
+        if entry.value is not None:
+            self._parsed = (entry.value, flag)
+        return flag
+
+    def _close_for(self, found: Flag) -> bool:
+        """Close for the freezes of a newer flag before anything else is done or asked; lift nothing.
+
+        Returns whether it was newer than all that is known.
+        """
         with self._lock:
             newest = max(self._known.epoch if self._known else 0, self._ahead.epoch if self._ahead else 0)
             if found.epoch <= newest:
-                return
+                return False
             # What was heard before stays too: a release that is only heard lifts nothing.
             held = self._known.freezes if self._known else ()
-            self._heard = merge(held, self._heard, found.freezes)
+            self._heard = merge(held, self._heard, found.freezes) if held or self._heard else found.freezes
             self._gate.update(self._heard, epoch=found.epoch, permit_deadline_ns=self._kept_permit_ns())
             self._ahead = found
         self._on_change()
+        return True
 
     # -- what renews ---------------------------------------------------------------------------------------------
 
@@ -218,7 +247,7 @@ class GateKeeper:
         sent_ns = self._cluster.clock()
         entry = self._cluster.store.read(self._cluster.keys.flag)
         try:
-            found = self._cluster.parse_flag(entry).flag if entry is not None else None
+            found = self._parse(entry) if entry is not None else None
         except UnreadableRecord as error:
             self.last_finding = "unreadable"
             self._fault(FLAG_UNREADABLE, "flag_unreadable", f"{error}; nothing was overwritten")

@@ -130,7 +130,7 @@ def read_rules(rules: RuleSettings, snapshot: Snapshot, state: RuleState) -> lis
             replace(
                 _money(rules.symbol_notional, "symbol_notional", abs(net_usd), detail),
                 key=f"symbol_notional:{symbol}",
-                scope=_symbol_scope(symbol),
+                scope=Scope.of_symbol(symbol),
             )
             for symbol, net_usd in exposure.net_by_symbol.items()
         ),
@@ -204,15 +204,6 @@ def _stale(rules: RuleSettings, snapshot: Snapshot) -> Reading:
         "stale_reports", "stale_reports", figure, 0.5 if rule.warning_ms else None, 1.0 if rule.hard_ms else None,
         "nodes", GLOBAL, Mode.parse(rule.mode), detail,
     )  # fmt: skip
-
-
-def _symbol_scope(symbol: str) -> Scope:
-    """The scope of a symbol; everything, when its name cannot be written as one (``BTC,venue:x`` reads as two)."""
-    try:
-        scope = Scope.parse(f"symbol:{symbol}")
-    except ValueError:
-        return GLOBAL
-    return scope if scope.parts == (("symbol", symbol),) else GLOBAL
 
 
 def _float(number: int | None) -> float | None:

@@ -13,8 +13,9 @@ from typing import Self
 
 import structlog
 
-from killswitch.cluster import Cluster, Committed, read_of_node
+from killswitch.cluster import Cluster, Committed, NotInitialised, read_of_node
 from killswitch.core.certificate import Certificate, KnownNode, Proof, certify
+from killswitch.core.flag import Flag
 from killswitch.core.permit import NANOSECONDS_PER_MS
 from killswitch.records import AckRecord, UnreadableRecord
 from killswitch.stores.port import Entry, StoreError
@@ -50,6 +51,7 @@ class CertificateCollector:
         self._first_sight_ns: dict[str, dict[frozenset[str], int]] = {}
         self._nodes: list[KnownNode] | None = None
         self._nodes_read_ns = 0
+        self._flag: Flag | None = None
         self._watch = cluster.store.watch(cluster.keys.under("acks"), self._on_change, self._on_gap)
 
     def __enter__(self) -> Self:
@@ -87,6 +89,9 @@ class CertificateCollector:
             since_commit_returned_ms=(now - committed.returned_ns) / NANOSECONDS_PER_MS,
             elapsed_ms=(now - committed.started_ns) / NANOSECONDS_PER_MS,
             clock_rate_ratio=self._cluster.timing.clock_rate_ratio,
+            released=self._flag is not None
+            and self._flag.epoch > committed.flag.epoch
+            and not freeze_ids <= self._flag.freeze_ids(),
         )
 
     def wait(
@@ -134,6 +139,10 @@ class CertificateCollector:
             return
         try:
             nodes = self._cluster.membership().known()
+            self._flag = self._cluster.read_flag().flag
+        except (NotInitialised, UnreadableRecord) as error:
+            # No gate opens without a flag that can be read: nothing was released.
+            log.warning("certificate_flag_unreadable", error=str(error))
         except StoreError as error:
             log.warning("certificate_nodes_unreadable", error=str(error))
             return

@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import structlog
@@ -315,11 +315,11 @@ class Cluster:
         """
         started_ns = self.clock()
         deadline_ns = started_ns + timeout_ms * NANOSECONDS_PER_MS
-        sent_without_answer = False
+        sent_without_answer = conflicted = False
 
         def attempt() -> Committed:
-            nonlocal sent_without_answer
-            stored = self.read_flag()
+            nonlocal sent_without_answer, conflicted
+            stored = self._not_behind_history(self.read_flag(), after_conflict=conflicted)
             change = None if skip is not None and skip(stored.flag) else add(stored.flag, freeze)
             if change is None:
                 return Committed(
@@ -331,6 +331,7 @@ class Cluster:
                 sent_without_answer = True
                 raise
             except Conflict:
+                conflicted = True
                 self._raise_if_fenced_off(fence)
                 raise
             return Committed(change.flag, changed=True, started_ns=started_ns, returned_ns=self.clock())
@@ -386,6 +387,19 @@ class Cluster:
         change = reassert(found.flag if found else None, known, cause, history_epoch=self._history_epoch())
         self._commit(change, flag_version=found.version if found else None)
         return change.flag
+
+    def _not_behind_history(self, stored: StoredFlag, *, after_conflict: bool) -> StoredFlag:
+        """Return the flag at an epoch above all of the history, where the flag alone was set back by hand.
+
+        Its next epoch is in the history already, so that every change of it would conflict for ever: a stop button
+        that refuses to stop. The chain then shows the break, as it should.
+        """
+        if not after_conflict or self.store.read(self.keys.history(stored.flag.epoch + 1)) is None:
+            return stored
+        again = self.read_flag()
+        if again.version != stored.version:
+            return again
+        return StoredFlag(replace(stored.flag, epoch=self._history_epoch()), stored.version)
 
     def _history_epoch(self) -> int:
         """Newest epoch in the history's keys, 0 for none: a flag may be gone while its history is there."""

@@ -36,7 +36,8 @@ class UnreadableRecord(Exception):  # noqa: N818 - said of the record, not of th
 
 def _only_json(values: dict[str, Any]) -> dict[str, Any]:
     """Refuse what could be read but never be hashed or written again: NaN and infinities, at any depth."""
-    canonical_json(values)
+    if values:  # none is the usual case, and this is on the path of a freeze
+        canonical_json(values)
     return values
 
 

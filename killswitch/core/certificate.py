@@ -139,6 +139,7 @@ def certify(
     since_commit_returned_ms: float,
     elapsed_ms: float,
     clock_rate_ratio: float,
+    released: bool = False,
 ) -> Certificate:
     """Say what is proven of each known node.
 
@@ -150,6 +151,7 @@ def certify(
         since_commit_returned_ms: waited since the commit returned; permit expiry is counted from there.
         elapsed_ms: time since the start of the commit.
         clock_rate_ratio: tolerated ratio of clock rates.
+        released: the causes are known to be lifted again: whoever has not acked them may be trading by right.
     """
     wanted = frozenset(freeze_ids)
     lines = []
@@ -157,6 +159,12 @@ def certify(
         ack = acks.get(node.node)
         if ack is not None and ack.epoch >= epoch and wanted <= ack.freeze_ids:
             lines.append(_acked(node.node, ack))
+        elif released or (ack is not None and ack.epoch > epoch):
+            # A newer ack without the cause comes from a node that has taken over a release of it.
+            note = "the freeze was lifted before this node had confirmed it"
+            lines.append(
+                NodeProof(node.node, Proof.UNPROVEN, None, 0, node.working_orders, None, flat=False, note=note)
+            )
         else:
             before_commit_returned_ms = elapsed_ms - since_commit_returned_ms
             lines.append(_not_acked(node, since_commit_returned_ms, before_commit_returned_ms, clock_rate_ratio))

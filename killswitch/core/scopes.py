@@ -57,6 +57,15 @@ class Scope:
             raise ValueError(f"scope is longer than {SCOPE_MAX_BYTES} bytes; shorten its values")
         return scope
 
+    @classmethod
+    def of_symbol(cls, symbol: str) -> Scope:
+        """The scope of one symbol; everything, when its name cannot be one (``BTC,venue:x`` reads as two)."""
+        try:
+            scope = cls.parse(f"symbol:{symbol}")
+        except ValueError:
+            return cls()
+        return scope if scope.parts == (("symbol", symbol),) else cls()
+
     @property
     def is_global(self) -> bool:
         """True when the scope covers every order."""

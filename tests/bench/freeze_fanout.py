@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import mmap
+import os
 import statistics
 import subprocess
 import sys
@@ -86,6 +87,23 @@ def requests():
 for response in etcdrpc.WatchStub(grpc.insecure_channel(address)).Watch(requests()):
     words[slot] = time.clock_gettime_ns(clock_id)
 """
+
+
+def start_process(stack: ExitStack, log: Path, *words: object) -> subprocess.Popen[bytes]:
+    """Start Python with these words; it is killed, by its pid, when the stack ends or this process does."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("KILLSWITCH_")}
+    with log.open("wb") as file:
+        popen = subprocess.Popen(
+            [sys.executable, "-c", TRAMPOLINE, *(str(word) for word in words)],
+            stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=ROOT, env=environment,
+        )  # fmt: skip
+
+    def end() -> None:
+        popen.kill()
+        popen.wait(timeout=10)
+
+    stack.callback(end)
+    return popen
 
 
 class TimedStore:
@@ -228,12 +246,7 @@ class Fanout:
         )  # fmt: skip
 
     def _spawn(self, name: str, *words: object) -> None:
-        with (self._folder / f"{name}.log").open("wb") as log:
-            popen = subprocess.Popen(
-                [sys.executable, "-c", TRAMPOLINE, *(str(word) for word in words)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT,
-            )  # fmt: skip
-        self._stack.callback(_end, popen)
+        start_process(self._stack, self._folder / f"{name}.log", *words)
 
     def _open_gate(self, node: str) -> Gate:
         def mapped() -> Gate | None:
@@ -258,11 +271,6 @@ class Fanout:
     def _last_words(self) -> str:
         logs = [path.read_text(errors="replace")[-300:] for path in sorted(self._folder.glob("*.log"))[:2]]
         return "the first logs end with: " + " | ".join(logs)
-
-
-def _end(popen: subprocess.Popen[bytes]) -> None:
-    popen.kill()
-    popen.wait(timeout=10)
 
 
 def _all_acked(certificate: Certificate) -> bool:
@@ -359,7 +367,8 @@ def main() -> None:
         print(f"{row['name']}: " + ", ".join(f"{figure} {row[figure]} ms" for figure in FIGURES))
         if row["baseline_name"]:
             print(f"  {BASELINE_NAME}: " + ", ".join(f"{f} {row[f'baseline_{f}']} ms" for f in FIGURES))
-            print("  ratio: " + ", ".join(f"{f} {row[f'ratio_{f}']}" for f in FIGURES), f"(target {row['target_ratio']})")
+            ratios = ", ".join(f"{figure} {row[f'ratio_{figure}']}" for figure in FIGURES)
+            print(f"  ratio: {ratios} (target {row['target_ratio']})")
             print(f"  first/middle/last process: {row['spread_ms']}")
     print(f"{rows[0]['rounds']} rounds each, {time.monotonic() - began_s:.0f} s in all")
 

@@ -43,7 +43,7 @@ class Bare:
         return after_usd <= self._symbol_limit_usd and self._total_usd + after_usd <= self._total_limit_usd
 
 
-def run() -> list[dict[str, Any]]:
+def run(calls: int = CALLS) -> list[dict[str, Any]]:
     """Measure and return one row per number of symbols held and kind of order, in microseconds."""
     rows = []
     with tempfile.TemporaryDirectory() as directory:
@@ -51,12 +51,12 @@ def run() -> list[dict[str, Any]]:
         with GateWriter(path, cluster="bench", node="n1") as writer, Gate.open(path) as gate:
             writer.update((), epoch=1, permit_deadline_ns=now_ns() + PERMIT_NS)
             for symbols in SYMBOL_COUNTS:
-                rows.append(_row(gate, symbols, "growing", ("buy", 0.1)))
-            rows.append(_row(gate, 100, "reducing", ("sell", 0.1)))
+                rows.append(_row(gate, symbols, "growing", ("buy", 0.1), calls))
+            rows.append(_row(gate, 100, "reducing", ("sell", 0.1), calls))
     return rows
 
 
-def _row(gate: Gate, symbols: int, kind: str, order: tuple[str, float]) -> dict[str, Any]:
+def _row(gate: Gate, symbols: int, kind: str, order: tuple[str, float], calls: int) -> dict[str, Any]:
     names = [f"S{number:05d}USDT" for number in range(symbols)]
     monitor = RuntimeRiskMonitor(
         max_inventory_usd_per_symbol=1e9,
@@ -73,7 +73,7 @@ def _row(gate: Gate, symbols: int, kind: str, order: tuple[str, float]) -> dict[
         return allows(symbol, venue="bybit") and check_before_order(symbol, side, qty, price)
 
     assert full(names[0], *order, 1_000.0), "the bench must measure orders that pass"
-    ours, baseline = _interleaved(full, bare.check, names, order)
+    ours, baseline = _interleaved(full, bare.check, names, order, calls)
     assert monitor.blocks_total == 0, "the bench must measure orders that pass"
     row: dict[str, Any] = {
         "name": f"pre-trade check, {kind} order, {symbols} symbols held",
@@ -89,10 +89,10 @@ def _row(gate: Gate, symbols: int, kind: str, order: tuple[str, float]) -> dict[
 
 
 def _interleaved(
-    ours: Check, baseline: Check, names: list[str], order: tuple[str, float]
+    ours: Check, baseline: Check, names: list[str], order: tuple[str, float], calls: int
 ) -> tuple[list[int], list[int]]:
     side, qty = order
-    picked = random.Random(1).choices(names, k=CALLS)
+    picked = random.Random(1).choices(names, k=calls)
     took: tuple[list[int], list[int]] = ([], [])
     timer = time.perf_counter_ns
     gc.collect()

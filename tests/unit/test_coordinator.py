@@ -11,7 +11,7 @@ import pytest
 from coordinator.coordinator import PERSIST_EVERY_MS, Coordinator
 from killswitch.cluster import Cluster
 from killswitch.config import CoordinatorSettings
-from killswitch.core.flag import Freeze
+from killswitch.core.flag import MAX_FREEZES, Freeze
 from killswitch.core.modes import Mode
 from killswitch.records import CertificateRecord, ClusterViewRecord
 from killswitch.stores.faulty import FaultyStore
@@ -165,6 +165,32 @@ def test_a_stale_report_is_timed_by_the_coordinator(cluster: Cluster, clock: Han
     leader.evaluate()
     assert the_cause(cluster).trigger == "stale_reports"
     assert the_cause(cluster).metadata["nodes"] == ["n1"]
+
+
+def test_a_view_that_cannot_be_read_freezes_once(cluster: Cluster, leader: Coordinator) -> None:
+    """UNKNOWN IS FROZEN: a leader that cannot know what its rules measure from freezes, says why, and goes on."""
+    put(cluster, cluster.keys.view, b"spoilt")
+    for _ in range(3):
+        leader.evaluate()
+    cause = the_cause(cluster)
+    assert (cause.trigger, str(cause.scope), cause.mode) == ("monitor_error", "global", Mode.FROZEN)
+    assert "key /killswitch/c/view cannot be read" in cause.reason
+
+
+def test_a_rule_that_trips_on_a_full_flag_freezes_once(cluster: Cluster, leader: Coordinator) -> None:
+    """ONE VOICE FREEZES: a rule's cause that was folded into the escalation counts as in force."""
+    for number in range(MAX_FREEZES):
+        cluster.freeze(a_freeze(f"n{number:02d}", "symbol:X"), timeout_ms=1_000)
+    report(cluster, BTC=5_000.0)
+    leader.evaluate()
+    epoch = cluster.read_flag().flag.epoch
+    assert epoch == MAX_FREEZES + 2
+    for usd in (5_000.0, 9_000.0, 90_000.0):
+        report(cluster, BTC=usd)
+        leader.evaluate()
+    flag = cluster.read_flag().flag
+    assert (flag.epoch, flag.mode_for({"symbol": "BTC"})) == (epoch, Mode.FROZEN)
+    assert counted(leader, "gross_notional") == 1.0
 
 
 # -- who may act -----------------------------------------------------------------------------------------------------

@@ -242,7 +242,9 @@ def test_stopped_is_never_said_of_a_node_with_neither_ack_nor_expired_permit(
         return ack is not None and ack.epoch >= EPOCH and set(wanted) <= ack.freeze_ids
 
     def expired(node: KnownNode) -> bool:
-        return node.permit_ttl_ms is not None and waited_ms >= node.permit_ttl_ms * RATIO
+        ack = acks.get(node.node)
+        released = ack is not None and ack.epoch > EPOCH
+        return not released and node.permit_ttl_ms is not None and waited_ms >= node.permit_ttl_ms * RATIO
 
     assert certificate.stopped is all(acked(node) or expired(node) for node in nodes)
     assert [line.node for line in certificate.nodes] == sorted(node.node for node in nodes)
@@ -268,3 +270,18 @@ def test_what_is_proven_stays_proven_while_time_passes(
             assert after.state is before.state
             assert after.gated_ms == pytest.approx(before.gated_ms)
             assert dataclasses.replace(after, gated_ms=before.gated_ms) == before
+
+
+def test_a_freeze_that_was_lifted_meanwhile_proves_nothing_of_who_had_not_confirmed_it() -> None:
+    """PROOF, NOT HOPE: a node that has taken over the release, or may have, is not called stopped by its old permit."""
+    trading = SeenAck(EPOCH + 1, frozenset(), 50.0, complete=True, orders_cancelled=0, orders_open=0, last_sequence=3)
+    nodes = [KnownNode("n1", 2_000)]
+    by_ack = a_certificate(nodes, {"n1": trading}, waited_ms=60_000.0)
+    assert [line.state for line in by_ack.nodes] == [Proof.UNPROVEN]
+    assert not by_ack.stopped
+    by_flag = certify(
+        epoch=EPOCH, freeze_ids=["f1"], nodes=nodes, acks={}, since_commit_returned_ms=60_000.0, elapsed_ms=60_000.0,
+        clock_rate_ratio=RATIO, released=True,
+    )  # fmt: skip
+    assert not by_flag.stopped
+    assert "lifted" in by_flag.nodes[0].note

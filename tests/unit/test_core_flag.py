@@ -14,19 +14,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from agents.decisions import MUST_REASSERT, Finding, judge
+from agents.decisions import MUST_REASSERT, Finding, judge, store_fault_cause
 from killswitch.cluster import Cluster
 from killswitch.core.canonical import canonical_json
 from killswitch.core.flag import (
     ESCALATION_ID,
+    FREEZE_MAX_BYTES,
     IN_FORCE_MAX_BYTES,
     MAX_FREEZES,
+    METADATA_MAX_BYTES,
     Change,
     Flag,
     Freeze,
     StaleEpoch,
     UnknownFreeze,
     add,
+    fitting_freeze,
     initial,
     lift,
     merge,
@@ -281,6 +284,35 @@ def test_a_reason_that_is_not_utf8_freezes_all_the_same() -> None:
     assert change.flag.freezes[0].reason == "gr??"
     released = lift(change.flag, epoch=2, ids=["f1"], actor=spelt, at=AT, reason=spelt)
     assert released.entry.reason == "gr??"
+
+
+AUTOMATIC = {"id": "f1", "scope": GLOBAL, "mode": Mode.FROZEN, "at": AT}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"trigger": "", "reason": "", "actor": "agent:n1", "metadata": {}},
+        {"trigger": "t" * 99, "reason": "r" * 9_999, "actor": "a" * 9_999, "metadata": {"figure": math.nan}},
+        {"trigger": "t", "reason": "gr\udcfc", "actor": "a", "metadata": {"figure": object()}},
+        {"trigger": "t", "reason": "r", "actor": "a", "metadata": {"log": "x" * METADATA_MAX_BYTES}},
+        {"trigger": "t", "reason": "r", "actor": "a", "metadata": {"log": "x" * FREEZE_MAX_BYTES}},
+        {"trigger": "t", "reason": "\x00" * 9_999, "actor": "\x00" * 99, "metadata": {"log": "\x00" * 2_700}},
+    ],
+)
+def test_nothing_that_an_automatic_cause_says_keeps_it_from_freezing(said: dict[str, Any]) -> None:
+    """ONE VOICE FREEZES: texts are cut and figures replaced, but a monitor's freeze is always made and fits."""
+    freeze = fitting_freeze(**AUTOMATIC, **said)
+    change = add(first_flag(), freeze)
+    assert change is not None
+    assert change.flag.mode is Mode.FROZEN
+    assert len(freeze.canonical().encode()) <= FREEZE_MAX_BYTES
+
+
+def test_a_freeze_that_is_too_large_is_refused_with_a_sentence() -> None:
+    """A limit is an error that says so: a freeze by hand that no store could hold is refused where it is made."""
+    with pytest.raises(ValueError, match=f"may take {FREEZE_MAX_BYTES} bytes as JSON, and this one takes"):
+        a_freeze(metadata={"log": "x" * FREEZE_MAX_BYTES})
 
 
 @LAW
@@ -546,12 +578,16 @@ def test_lifting_the_escalation_keeps_the_causes_that_stand_one_by_one() -> None
 
 
 @LAW
-@given(GROUPS, GROUPS, st.sampled_from(["lost", "regressed", "rewritten", "ahead"]), FREEZES)
+@given(GROUPS, GROUPS, st.sampled_from(["lost", "regressed", "rewritten", "ahead"]), FREEZES, st.integers(0, 20))
 def test_a_reasserted_flag_holds_the_union_above_both(
-    known_group: list[Freeze], found_group: list[Freeze], fault: str, cause: Freeze
+    known_group: list[Freeze],
+    found_group: list[Freeze],
+    fault: str,
+    cause: Freeze,
+    history_epoch: int,
 ) -> None:
     """UNKNOWN IS FROZEN: after LOST, REGRESSED or REWRITTEN the flag holds all causes of both sides and the new one,
-    its epoch is above both, and it hangs on the head that the agent knows, so that agents that knew it accept it.
+    its epoch is above both and above the history, and it hangs on what the store holds, or else on what is known.
     """
     known = flag_of([a_freeze("known"), *known_group])
     found = {
@@ -560,11 +596,11 @@ def test_a_reasserted_flag_holds_the_union_above_both(
         "rewritten": dataclasses.replace(flag_of(found_group), epoch=known.epoch, head="f" * 64),
         "ahead": dataclasses.replace(flag_of(found_group), epoch=known.epoch + 7, head="e" * 64),
     }[fault]
-    change = reassert(found, known, cause)
+    change = reassert(found, known, cause, history_epoch=history_epoch)
     union = canonical(known.freezes) | canonical(found.freezes if found else ()) | {cause.canonical()}
     assert canonical(change.flag.freezes) == union
-    assert change.flag.epoch == max(known.epoch, found.epoch if found else 0) + 1
-    assert change.flag.parent == change.entry.previous_hash == known.head
+    assert change.flag.epoch == max(known.epoch, found.epoch if found else 0, history_epoch) + 1
+    assert change.flag.parent == change.entry.previous_hash == (found or known).head
     assert change.entry.kind == "reassert"
     told = {a_freeze_json(item) for item in change.entry.added}
     assert told == union - canonical(found.freezes if found else ())
@@ -591,8 +627,12 @@ def test_what_was_reasserted_is_adopted_by_everybody_who_knew(fault: str, findin
     }[fault]
     assert judge(known, found) is finding
     assert finding in MUST_REASSERT
-    again = reassert(found, known, a_freeze("store-fault")).flag
+    cause = store_fault_cause(finding, known, actor="agent:n1", at=AT)
+    again = reassert(found, known, cause, history_epoch=9).flag
     assert judge(known, again) is Finding.ADOPT
+    for lifted in ("f1", cause.id):
+        less = dataclasses.replace(again, epoch=known.epoch, freezes=tuple(f for f in again.freezes if f.id != lifted))
+        assert judge(known, less) in MUST_REASSERT, f"a store that had lost {lifted} was believed"
 
 
 # -- the cluster as a state machine ----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -57,7 +58,8 @@ class RawRouter:
         self.socket.close()
 
     def _read(self) -> None:
-        with self.socket.makefile("rb") as lines:
+        # A peer that closes with bytes of ours unread resets the connection; to this end that is the end as well.
+        with contextlib.suppress(ConnectionResetError), self.socket.makefile("rb") as lines:
             for line in lines:
                 self.heard.append(json.loads(line))
 

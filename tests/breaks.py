@@ -1,0 +1,297 @@
+# ruff: noqa: E501 - what is replaced is quoted as it stands, long lines and all
+"""Breaks the code on purpose, once per promise, and checks that the tests that guard it turn red.
+
+``python -m tests.breaks`` copies the tree, applies one break at a time and runs the tests that must fail; it exits 1
+when one of them stays green, or when a break no longer fits the code. ``docs/guarantees.md`` names these breaks. Names
+of tests may be given as words to match, as pytest's ``-k`` takes them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("killswitch", "agents", "coordinator", "config", "deploy", "docs", "tests", "pyproject.toml", "README.md")
+
+KEEPER = "agents/gatekeeper.py"
+FLAG = "killswitch/core/flag.py"
+CERTIFICATE = "killswitch/core/certificate.py"
+READER = "killswitch/gate/reader.py"
+LINK = "killswitch/link/router_link.py"
+
+U_KEEPER = "tests/unit/test_gatekeeper.py"
+U_FLAG = "tests/unit/test_core_flag.py"
+U_CERTIFICATE = "tests/unit/test_core_certificate.py"
+U_GATE = "tests/unit/test_gate.py"
+U_LINK = "tests/unit/test_link.py"
+NODES = "tests/cluster/test_node_faults.py"
+COORDINATORS = "tests/cluster/test_coordinators.py"
+DEMO = "tests/cluster/test_demo.py"
+STORES = "tests/conformance"
+
+
+@dataclass(frozen=True)
+class Break:
+    """One deliberate fault.
+
+    Attributes:
+        what: the fault in words, as docs/guarantees.md names it.
+        path: the file that it is in.
+        old: what stands there.
+        new: what the break puts there.
+        where: test files to run.
+        tests: names of the tests that must turn red.
+    """
+
+    what: str
+    path: str
+    old: str
+    new: str
+    where: str
+    tests: tuple[str, ...]
+
+
+FAST_CHECK = "        if self._words[OPEN_WORD] > clock_gettime_ns(CLOCK_ID):\n            return True\n"
+
+BREAKS = (
+    # -- ONE VOICE FREEZES
+    Break("a freeze asks whether somebody leads", "killswitch/cluster.py",
+          "        started_ns = self.clock()\n        deadline_ns =",
+          "        if self.leader() is None:\n            raise NotInitialised('nobody leads')\n"
+          "        started_ns = self.clock()\n        deadline_ns =",
+          f"{NODES} {COORDINATORS}",
+          ("test_one_voice_freezes_and_the_proof_names_every_node",
+           "test_freeze_and_release_need_no_coordinator_and_status_says_that_nobody_leads")),
+    Break("causes are told apart by their id alone", FLAG,
+          "union = {freeze.canonical(): freeze for", "union = {freeze.id: freeze for", U_FLAG,
+          ("test_merging_commutes", "test_merging_never_loses_a_cause", "test_every_order_of_arrival_leaves_the_same_causes")),
+    Break("a merge of three causes drops one", FLAG,
+          "    return tuple(sorted(union.values(), key=lambda freeze: (freeze.id, freeze.canonical())))\n",
+          "    kept = sorted(union.values(), key=lambda freeze: (freeze.id, freeze.canonical()))\n"
+          "    return tuple(kept[: len(kept) - (len(kept) % 3 == 0)])\n", U_FLAG,
+          ("test_merging_associates", "test_merging_never_loses_a_cause")),
+    Break("the mildest mode wins", "killswitch/core/modes.py",
+          "return max(modes, default=Mode.ACTIVE)", "return min(modes, default=Mode.ACTIVE)", U_FLAG,
+          ("test_the_strictest_mode_wins_where_scopes_overlap",)),
+    Break("a full flag drops the new cause", FLAG,
+          "        freezes = _escalate(flag, freeze)\n", "        freezes = flag.freezes\n", U_FLAG,
+          ("test_escalation_never_lets_pass_more_than_was_asked",)),
+    Break("the same freeze sent again is another cause", FLAG,
+          "    if any(existing.canonical() == freeze.canonical() or _folded_last(existing, freeze) for existing in flag.freezes):\n"
+          "        return None\n", "    freeze = replace(freeze, id=f'{freeze.id}-{flag.epoch}')\n", U_KEEPER,
+          ("test_a_lost_reply_leaves_one_freeze_and_the_voice_falls_silent",)),
+    # -- BOUNDED STOP
+    Break("the gate's fast check does not look at the clock", READER,
+          FAST_CHECK, FAST_CHECK.replace("clock_gettime_ns(CLOCK_ID)", "0"), f"{U_GATE} {NODES} {U_KEEPER}",
+          ("test_bounded_stop_when_the_agent_is_killed", "test_bounded_stop_when_the_agent_is_paused_and_woken",
+           "test_bounded_stop_when_the_store_hangs", "test_bounded_stop_the_deadline_passes_by_itself",
+           "test_bounded_stop_a_killed_writer_leaves_a_gate_that_runs_out",
+           "test_a_store_that_does_not_answer_changes_nothing_and_the_permit_runs_out")),
+    Break("the router's half of the link does not look at the page itself", LINK,
+          "stop = pushed or self._look_at_the_page()", "stop = pushed", f"{U_LINK} {DEMO}",
+          ("test_without_an_agent_the_gate_alone_makes_the_router_cancel",
+           "test_routers_whose_agent_was_killed_stop_by_themselves")),
+    Break("a permit counts from when the answer came", KEEPER,
+          "deadline_ns = permit_deadline_ns(sent_ns, self._cluster.timing)",
+          "deadline_ns = permit_deadline_ns(self._cluster.clock(), self._cluster.timing)", U_KEEPER,
+          ("test_a_permit_counts_from_before_the_read_was_sent",)),
+    Break("the sequence number of the page is not read again", READER,
+          "if words[_SEQUENCE_WORD] == sequence == state.sequence:", "if True:", U_GATE,
+          ("test_bounded_stop_a_change_in_the_middle_of_a_check_is_noticed",)),
+    Break("a store answers a read with what it held before", "killswitch/stores/memory.py",
+          "            cell = self._cells.get(key)\n",
+          "            cell = self.__dict__.setdefault('_stale', {}).setdefault(key, self._cells.get(key))\n", STORES,
+          ("test_a_read_sees_every_commit_that_returned_before_it_began",)),
+    Break("each key of a commit has a version of its own", "killswitch/stores/memory.py",
+          "            for key, value in puts.items():\n", "            for key, value in puts.items():\n"
+          "                self._version += 1\n", STORES, ("test_all_puts_and_deletes_of_a_commit_have_one_version",)),
+    Break("deadlines are kept on the wall clock", "killswitch/clock.py",
+          'CLOCK_ID: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)', "CLOCK_ID: int = time.CLOCK_REALTIME",
+          NODES, ("test_a_stepped_wall_clock_changes_no_deadline",)),
+    Break("a shorter permit is promised at once", "agents/membership.py",
+          "        self._outwait_longer_permits(entry)\n", "", NODES,
+          ("test_a_node_that_shortens_its_permit_lets_the_longer_one_run_out_first",)),
+    # -- PROOF, NOT HOPE
+    Break("the agent writes no ack", "agents/stopper.py",
+          '            self._cluster.store.commit({}, {self._cluster.keys.under("acks", self._node): record.to_bytes()})\n',
+          "            pass\n", NODES, ("test_one_voice_freezes_and_the_proof_names_every_node",)),
+    Break("the expiry bound leaves the clock rate out", "killswitch/core/permit.py",
+          "    return permit_ttl_ms * clock_rate_ratio\n", "    return float(permit_ttl_ms)\n", U_CERTIFICATE,
+          ("test_the_expiry_bound_counts_from_the_commits_return_times_the_clock_ratio",)),
+    Break("any newer ack proves", CERTIFICATE, " and wanted <= ack.freeze_ids:", ":", U_CERTIFICATE,
+          ("test_an_ack_of_something_else_proves_nothing",)),
+    Break("a permit counts as expired at once", CERTIFICATE,
+          "    if since_commit_returned_ms >= bound_ms:\n", "    if since_commit_returned_ms >= 0:\n", U_CERTIFICATE,
+          ("test_stopped_is_never_said_of_a_node_with_neither_ack_nor_expired_permit",)),
+    Break("whoever has stopped is called flat", CERTIFICATE,
+          "    flat = ack.complete and ack.orders_open == 0\n", "    flat = True\n", U_CERTIFICATE,
+          ("test_stopped_is_not_flat",)),
+    Break("an expired permit is called flat", CERTIFICATE,
+          "node.working_orders, None, flat=False, note=note)\n    note = f\"no answer",
+          "node.working_orders, None, flat=True, note=note)\n    note = f\"no answer", U_CERTIFICATE,
+          ("test_an_expired_permit_proves_a_silent_node_stopped_but_not_flat",)),
+    Break("a node of unknown permit time is given the default", CERTIFICATE,
+          "    if node.permit_ttl_ms is None:\n",
+          "    if node.permit_ttl_ms is None:\n        node = KnownNode(node.node, 2_000, node.working_orders)\n    if False:\n",
+          U_CERTIFICATE, ("test_a_node_whose_permit_time_is_unknown_stays_unproven_for_ever",)),
+    Break("a node without a record gets a permit", KEEPER,
+          "return self._adopt(found, sent_ns, permitted=registered)", "return self._adopt(found, sent_ns, permitted=True)",
+          U_KEEPER, ("test_a_node_without_a_record_gets_no_permit",)),
+    Break("lost data does not make a node register again", KEEPER,
+          "            # Somebody found the store without its data; this node's record may have gone with it.\n"
+          "            self._registered = False", "            pass", U_KEEPER,
+          ("test_a_node_whose_record_may_be_lost_with_the_store_registers_again_first",)),
+    Break("a lost router's orders are forgotten", "agents/routers.py",
+          "        return self.exposure.working_orders + self.orphaned_orders\n", "        return 0\n", NODES,
+          ("test_a_router_that_vanishes_is_lost_and_keeps_the_cluster_from_being_flat",)),
+    Break("a cancelling that failed is told as done", LINK,
+          "cancelled=0, failed=1, open=1, last_sequence=None", "cancelled=0, failed=1, open=0, last_sequence=None", U_LINK,
+          ("test_a_trading_program_that_fails_to_cancel_proves_nothing",)),
+    Break("a restarted agent forgets its routers", "agents/membership.py",
+          "            self._remember_routers()\n", "", NODES, ("test_a_restarted_agent_keeps_what_its_routers_hold",)),
+    Break("the demo does not ask the venue what it accepted", "agents/scenarios/demo.py",
+          '            result.faults.append(f"the venue accepted {between', '            str(f"the venue accepted {between',
+          DEMO, ("test_the_judge_convicts_a_router_that_does_not_look_at_its_gate",)),
+    # -- RELEASE IS FENCED
+    Break("a release does not look at the epoch", FLAG, "    if epoch != flag.epoch:\n", "    if False:\n", U_FLAG,
+          ("test_a_release_of_any_other_epoch_loses", "test_a_replayed_release_loses",
+           "test_a_newer_freeze_survives_an_older_release")),
+    Break("a release lifts everything", FLAG,
+          "    kept = tuple(freeze for freeze in flag.freezes if freeze.id not in ids)\n", "    kept = ()\n", U_FLAG,
+          ("test_a_release_lifts_exactly_what_it_names",)),
+    Break("a release of what is not in force passes", FLAG, "    if missing:\n", "    if False:\n", U_FLAG,
+          ("test_a_release_that_names_nothing_or_something_unknown_lifts_nothing",)),
+    Break("the epoch skips a number", FLAG, "epoch + 1", "epoch + 2", U_FLAG,
+          ("test_the_epoch_grows_by_exactly_one_per_change",)),
+    Break("a store does not compare versions", "killswitch/stores/memory.py",
+          "            self._check_expected(address, expect)\n            present", "            present", STORES,
+          ("test_a_conflict_writes_nothing_and_names_the_key",)),
+    Break("a leader's acts carry no fence", "coordinator/election.py",
+          "            return {self._lease.key: self._lease.version}\n", "            return {}\n",
+          "tests/unit/test_election.py", ("test_a_paused_leader_is_refused_by_the_store",)),
+    # -- UNKNOWN IS FROZEN
+    Break("a page that has just been made is open", "killswitch/gate/writer.py",
+          '        self._synthetic: tuple[Cause, ...] = (_own("agent_start", "the agent has started and has no permit yet"),)\n',
+          "        self._synthetic: tuple[Cause, ...] = ()\n", f"{U_GATE} {U_KEEPER}",
+          ("test_unknown_is_frozen_from_the_first_moment", "test_unknown_is_frozen_before_the_first_read")),
+    Break("a cluster without a flag is taken for an active one", KEEPER,
+          '            self._fault(NOT_INITIALISED, "not_initialised", FAULT_SENTENCES[Finding.ABSENT])\n',
+          "            self._gate.update((), epoch=1, permit_deadline_ns=self._cluster.clock() + 10**9)\n", U_KEEPER,
+          ("test_unknown_is_frozen_when_the_cluster_is_not_initialised",)),
+    Break("a flag that cannot be read closes nothing", KEEPER,
+          '            self._fault(FLAG_UNREADABLE, "flag_unreadable", f"{error}; nothing was overwritten")\n',
+          "            log.error(str(error))\n            self._gate.extend(self._cluster.clock() + 2 * 10**9)\n",
+          f"{U_KEEPER} {NODES}",
+          ("test_unknown_is_frozen_while_the_flag_cannot_be_read",
+           "test_a_flag_of_an_unknown_version_is_frozen_and_never_overwritten")),
+    Break("the journal is not read at start", KEEPER, "        self._known = journal.last\n", "        self._known = None\n",
+          U_KEEPER, ("test_an_agent_restarted_while_frozen_stays_frozen_even_if_the_store_forgot",)),
+    Break("a restarted agent opens before it has read", "agents/agent.py",
+          "        self.stopper = Stopper(", "        self._gate.update((), epoch=0, permit_deadline_ns=cluster.clock() + 2 * 10**9)\n"
+          "            self.stopper = Stopper(", NODES, ("test_unknown_is_frozen_for_an_agent_restarted_while_frozen",)),
+    Break("a missing flag is taken for a new cluster", "agents/decisions.py",
+          "return Finding.ABSENT if known is None else Finding.LOST", "return Finding.ABSENT", f"{U_KEEPER} {NODES}",
+          ("test_a_store_that_lost_its_data_is_told_again",
+           "test_a_store_wiped_under_a_frozen_cluster_is_told_the_freeze_again")),
+    Break("an older flag is believed", "agents/decisions.py", "        return Finding.REGRESSED\n", "        return Finding.ADOPT\n",
+          U_KEEPER, ("test_a_store_set_back_is_not_believed",)),
+    Break("a flag of another history is believed", "agents/decisions.py",
+          "return Finding.ADOPT if stored_hash == known.head else Finding.REWRITTEN", "return Finding.ADOPT", U_KEEPER,
+          ("test_a_rewritten_flag_is_not_believed",)),
+    Break("a full disk is passed over", KEEPER,
+          '            self._fault(JOURNAL_FAULT, "journal_unwritable", str(error))\n', "            log.error(str(error))\n",
+          U_KEEPER, ("test_a_full_disk_keeps_the_node_frozen_and_says_so",)),
+    Break("a damaged line of the journal is skipped", "agents/journal.py",
+          "                raise JournalDamaged(\n", "                continue\n                raise JournalDamaged(\n", NODES,
+          ("test_a_damaged_journal_keeps_the_agent_from_starting",)),
+    Break("a page of another boot or clock is trusted", "killswitch/gate/layout.py",
+          "def check_prefix(header: bytes, *, clock_id: int, boot_id: bytes) -> None:\n",
+          "def check_prefix(header: bytes, *, clock_id: int, boot_id: bytes) -> None:\n    return\n", U_GATE,
+          ("test_unknown_is_frozen_a_page_that_cannot_be_trusted_is_unavailable",)),
+    Break("an attribute that is not stated matches nothing", "killswitch/core/scopes.py",
+          "            if stated is not None and stated != value:\n", "            if stated != value:\n", U_GATE,
+          ("test_a_scope_blocks_only_its_orders_and_unstated_attributes_match",)),
+    Break("a line that cannot be used is passed over", "agents/link_server.py",
+          "            self._events.on_freeze(\n                FreezeRequest(\n                    source=f\"router:{session.router}\",\n"
+          "                    trigger=\"bad_input\"",
+          "            (lambda _: None)(\n                FreezeRequest(\n                    source=f\"router:{session.router}\",\n"
+          "                    trigger=\"bad_input\"", U_LINK, ("test_unknown_is_frozen_when_a_router_sends_nan",)),
+    Break("a router keeps to itself that its book holds a NaN", LINK,
+          '            return self._write(encode("freeze", trigger="bad_input", reason=str(error), scope="", metadata={}))\n',
+          "            return True\n", NODES, ("test_a_routers_nan_freezes_the_whole_cluster",)),
+    Break("a report that cannot be read counts as nothing held", "coordinator/rules.py",
+          "    if snapshot.unreadable:\n", "    if False:\n", "tests/unit/test_coordinator.py",
+          ("test_an_unreadable_report_freezes_without_any_rule",)),
+    # -- NOTHING IS LOST
+    Break("a change of the flag leaves its history entry out", "killswitch/cluster.py",
+          "                history_key: HistoryRecord.from_core(change.entry).to_bytes(),\n", "", U_FLAG,
+          ("test_a_crash_anywhere_in_a_commit_leaves_the_old_flag_or_the_new",)),
+    Break("a store that does not answer ends the freeze", "killswitch/cluster.py",
+          "self._retrying(deadline_ns, Conflict, OutcomeUnknown, StoreUnavailable)(attempt)",
+          "self._retrying(deadline_ns, Conflict)(attempt)", NODES,
+          ("test_nothing_is_lost_when_etcd_is_killed_in_the_middle_of_a_freeze",)),
+    Break("a restarted etcd starts from nothing", "killswitch/stores/_etcd_guard.py",
+          'f"--data-dir={self._directory / DATA_NAME}"',
+          'f"--data-dir={self._directory / DATA_NAME}-{__import__(\'time\').monotonic_ns()}"', STORES, ("test_a_killed_server_forgets_nothing_and_the_watch_goes_on",)),
+    Break("a rule's freeze does not say by which figure", "coordinator/coordinator.py",
+          '                "figure": reading.figure,\n', "", "tests/unit/test_coordinator.py",
+          ("test_the_gross_rule_trips_exactly_once_and_leaves_its_figures",)),
+    # -- A CANCEL ALWAYS PASSES
+    Break("a pushed stop is not answered", LINK, '            "stopped",\n            epoch=stop.epoch,\n            cancelled=self',
+          '            "ignored",\n            epoch=stop.epoch,\n            cancelled=self', U_LINK,
+          ("test_a_pushed_stop_is_cancelled_and_answered",)),
+    Break("what is left open is not cancelled again", LINK,
+          "            retry = open_orders > 0 and time.monotonic() >= retry_at_s\n", "            retry = False\n", U_LINK,
+          ("test_what_is_left_open_is_cancelled_again_until_it_is_gone",)),
+)  # fmt: skip
+
+
+def run_break(broken: Break) -> list[str]:
+    """Apply one break to a copy of the tree and return what is wrong with the tests that should turn red."""
+    with tempfile.TemporaryDirectory(prefix="break-") as folder:
+        tree = Path(folder)
+        for name in COPIED:
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, tree / name)
+        path = tree / broken.path
+        text = path.read_text()
+        if broken.old not in text:
+            return [f"the break does not fit {broken.path} any more"]
+        path.write_text(text.replace(broken.old, broken.new))
+        return [fault for test in broken.tests if (fault := _still_green(tree, broken.where, test))]
+
+
+def _still_green(tree: Path, where: str, test: str) -> str:
+    words = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not docker", "-k", test]
+    ran = subprocess.run([*words, *where.split()], cwd=tree, capture_output=True, text=True, check=False)
+    if ran.returncode == 1 and ("FAILED" in ran.stdout or "ERROR" in ran.stdout):
+        return ""
+    return f"{test} stayed green (pytest ended with {ran.returncode}): {ran.stdout.strip().splitlines()[-1:]}"
+
+
+def main() -> int:
+    """Run all breaks, or those whose description holds a word given, and return the exit code."""
+    wanted = [broken for broken in BREAKS if not sys.argv[1:] or any(word in broken.what for word in sys.argv[1:])]
+    green = 0
+    for broken in wanted:
+        started = time.monotonic()
+        faults = run_break(broken)
+        green += bool(faults)
+        print(f"{'GREEN' if faults else 'red  '} {time.monotonic() - started:5.1f} s  {broken.what}", flush=True)
+        for fault in faults:
+            print(f"      {fault}", flush=True)
+    print(f"{len(wanted) - green} breaks turned their tests red, {green} did not")
+    return 1 if green else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
