@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test lint types check bench clean
+.PHONY: help install demo test lint types check breaks bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,9 @@ types: install ## mypy, strict
 	$(BIN)/mypy
 
 check: lint types ## lint and types
+
+breaks: install ## break the code once per promise and watch its tests turn red (some minutes)
+	$(BIN)/python -m tests.breaks
 
 bench: install ## figures, each beside its baseline in the same run
 	$(BIN)/python -m tests.bench

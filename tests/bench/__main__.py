@@ -36,17 +36,8 @@ QUICK: dict[str, Callable[[], list[Row]]] = {
     "idle_agent": lambda: idle_agent.run(seconds=6),
 }
 
-COLUMNS = (
-    ("figure", 0),
-    ("unit", 5),
-    ("p50", 8),
-    ("p99", 8),
-    ("base p50", 9),
-    ("ratio", 6),
-    ("p99", 6),
-    ("target", 13),
-)
-"""Name and width of each; the first takes what is left. Ratios are to the baseline's p50 and p99."""
+COLUMNS = (("figure", 0), ("unit", 4), ("p50", 6), ("p99", 6), ("baseline", 8), ("ratio", 9), ("target", 11))
+"""Name and width of each; the first takes what is left. Ratios are those of p50 and of p99; the baseline is its p50."""
 
 
 def machine() -> dict[str, Any]:
@@ -76,7 +67,7 @@ def table(benches: dict[str, list[Row]], facts: dict[str, Any]) -> str:
         for row in rows:
             if row["baseline_name"] != baseline:
                 baseline = row["baseline_name"]
-                lines.append(f"beside: {baseline}"[:WIDTH] if baseline else "without a baseline")
+                lines.append(f"  beside: {baseline}"[:WIDTH] if baseline else "  without a baseline")
             lines.append(_line(_cells(row)))
     lines.append("-" * WIDTH)
     lines.append(f"{facts['cpu']}, {facts['cores']} cores, Python {facts['python']}, Linux {facts['kernel']}"[:WIDTH])
@@ -92,19 +83,21 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _cells(row: Row) -> list[str]:
-    figures = [_number(row.get(name)) for name in ("p50", "p99", "baseline_p50", "ratio_p50", "ratio_p99")]
-    return ["  " + row["name"], row["unit"], *figures, _target(row)]
+    figures = [_number(row.get(name)) for name in ("p50", "p99", "baseline_p50")]
+    ratios = [_number(row.get(name)) for name in ("ratio_p50", "ratio_p99")]
+    return [row["name"], row["unit"], *figures, "/".join(ratios) if ratios != ["-", "-"] else "-", _target(row)]
 
 
 def _number(value: float | None) -> str:
+    """Three digits that count, and no exponent."""
     if value is None:
         return "-"
-    return f"{value:.0f}" if value >= 1_000 else f"{value:.3g}"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _target(row: Row) -> str:
     if row.get("target_ratio"):
-        return f"ratio <= {row['target_ratio']}"
+        return f"<= {row['target_ratio']} x"
     return str(row.get("target") or "-")
 
 

@@ -79,7 +79,7 @@ def _row(gate: Gate, symbols: int, kind: str, order: tuple[str, float], calls: i
         "name": f"pre-trade check, {kind} order, {symbols} symbols held",
         "unit": "us",
         "baseline_name": "dict lookup and two comparisons",
-        "target": f"p50 <= {TARGET_US} us",
+        "target": f"p50 <= {TARGET_US:g} us",
     }
     for name, per_cent in (("p50", 50), ("p99", 99)):
         row[name] = round(_percentile(ours, per_cent) / 1_000, 3)

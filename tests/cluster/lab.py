@@ -154,8 +154,9 @@ class Lab:
         """Start a node's agent and wait until it holds a permit or has a cause on its gate from the flag."""
         process = self.start(node, *self.agent_words(node), environment=environment)
         if wait:
-            wait_until(lambda: node in self.cluster.membership().live, within_s=15, what=f"{node} to join")
-            wait_until(lambda: self.has_permit(node), within_s=15, what=f"{node} to hold a permit")
+            # This very process: an earlier one's lease, permit and ack may still be there.
+            wait_until(lambda: self.is_live(node, process.pid), within_s=15, what=f"{node} to join")
+            wait_until(lambda: self.has_permit(node, process.pid), within_s=15, what=f"{node} to hold a permit")
         return process
 
     def agent_words(self, node: str, gate_of: str | None = None) -> list[str]:
@@ -184,11 +185,16 @@ class Lab:
         except GateError:
             return False
 
-    def has_permit(self, node: str) -> bool:
-        """The gate has a permit that has not run out, frozen or not."""
+    def is_live(self, node: str, pid: int) -> bool:
+        """The node's lease is held by this process."""
+        record = self.cluster.membership().live.get(node)
+        return record is not None and record.pid == pid
+
+    def has_permit(self, node: str, pid: int | None = None) -> bool:
+        """The gate has a permit that has not run out, frozen or not, written by this process."""
         with contextlib.suppress(GateError), Gate.open(self.gate_path(node)) as gate:
             state = gate.snapshot()
-            return state.permit_deadline_ns > self.cluster.clock()
+            return state.permit_deadline_ns > self.cluster.clock() and pid in (None, state.writer_pid)
         return False
 
     # -- faults --------------------------------------------------------------------------------------------------

@@ -180,12 +180,16 @@ def test_unknown_is_frozen_for_an_agent_restarted_while_frozen(make_lab: Callabl
     lab.freeze("stay down")
     lab.processes["n1"].kill()
     done = threading.Event()
-    watcher = threading.Thread(target=lambda: watch_gate(lab, "n1", done, seen_open))
+    watcher = threading.Thread(target=lambda: watch_gate(lab, "n1", done, seen_open), daemon=True)
     watcher.start()
-    lab.start_agent("n1")
-    wait_until(lambda: lab.cluster.acks()["n1"].epoch == 2, what="the ack")
-    done.set()
-    watcher.join()
+    try:
+        lab.start_agent("n1")
+        instance = lab.cluster.membership().live["n1"]
+        assert instance is not None
+        wait_until(lambda: lab.cluster.acks()["n1"].instance == instance.instance, what="the new run's ack")
+    finally:
+        done.set()
+        watcher.join()
     assert seen_open == []
     lab.release()
     wait_until(lambda: lab.is_open("n1"), what="trading to resume")

@@ -22,6 +22,7 @@ from killswitch.config import Settings
 from killswitch.core.flag import Freeze
 from killswitch.core.scopes import GLOBAL
 from killswitch.gate import GateWriter
+from tests.breaks import BREAKS
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -251,3 +252,21 @@ def test_the_second_example_cancels_when_the_gate_closes_without_an_agent(writer
     finally:
         names["link"].close()
         names["gate"].close()
+
+
+def test_each_promise_names_breaks_that_are_carried_out() -> None:
+    """A check that nobody has seen fail is not a check: the breaks in the tables are those of ``make breaks``."""
+    described = {broken.what for broken in BREAKS}
+    named: set[str] = set()
+    for line in (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 2 and cells[0].startswith("`test_"):
+            assert cells[1], line
+            named |= set(cells[1].split("; "))
+    assert named == described
+
+
+def test_breaks_still_fit_the_code() -> None:
+    """A break that no longer fits the code would break nothing."""
+    unfit = [broken.what for broken in BREAKS if broken.old not in (ROOT / broken.path).read_text(encoding="utf-8")]
+    assert unfit == []

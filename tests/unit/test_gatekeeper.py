@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from agents.decisions import Finding, store_fault_cause
-from agents.gatekeeper import FLAG_UNREADABLE, JOURNAL_FAULT, NOT_INITIALISED, STORE_FAULT, GateKeeper
+from agents.gatekeeper import FLAG_UNREADABLE, JOURNAL_FAULT, NOT_INITIALISED, STORE_FAULT, GateKeeper, ReadAgain
 from agents.journal import Journal, JournalDamaged
 from agents.voice import Voice
 from killswitch import Gate
@@ -135,7 +135,7 @@ def test_a_freeze_heard_by_the_watch_closes_at_once_and_a_release_heard_opens_no
     node = make_node()
     node.keeper.renew()
     node.freeze(cause())
-    assert node.keeper.heard(node.flag_entry())
+    assert node.keeper.heard(node.flag_entry()) is ReadAgain.SOON
     assert not node.gate.allows("BTC")
     node.release_all()
     node.keeper.heard(node.flag_entry())
