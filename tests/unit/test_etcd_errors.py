@@ -272,6 +272,6 @@ def test_rotation_stays_within_one_request_time(servers: list[ScriptedEtcd]) -> 
     with EtcdStore([server.address for server in servers], request_timeout_ms=2_000) as store:
         assert store.read("k") is None
     servers[0].read_when.set()
-    # About 1.0: gRPC rounds what it sends, and a deadline counts anew on the server's side. All of the 2.0 would be wrong.
+    # About 1.0: gRPC rounds what it sends, and the server counts anew. All of the 2.0 would be wrong.
     assert 0.5 < servers[0].allowed_s[0] < 1.5
     assert servers[1].reads == 1
