@@ -74,6 +74,7 @@ class Agent:
         self._settings = settings
         self._identity = identity
         self._stopping = threading.Event()
+        self._stop_asked = False
         self._renew_now = threading.Event()
         self._read_at_once = threading.Event()
         self._report_now = threading.Event()
@@ -145,8 +146,9 @@ class Agent:
         try:
             for thread in threads:
                 thread.start()
-            while not self._stopping.wait(SIGNAL_CHECK_S):
+            while not (self._stop_asked or self._stopping.wait(SIGNAL_CHECK_S)):
                 pass
+            self._stopping.set()
         finally:
             self.keeper.close()
             self._stopping.set()
@@ -161,7 +163,8 @@ class Agent:
 
     def stop(self) -> None:
         """Ask :meth:`run` to end. Safe in a signal handler."""
-        self._stopping.set()
+        # A plain name and no Event: the handler runs inside the main thread's own wait, whose lock it would wait for.
+        self._stop_asked = True
 
     # -- what /healthz and /readyz say ---------------------------------------------------------------------------
 

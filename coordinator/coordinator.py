@@ -72,6 +72,7 @@ class Coordinator:
         self._settings = settings
         self._candidate = candidate
         self._stopping = threading.Event()
+        self._stop_asked = False
         self._turned_ns = cluster.clock()
         self._leadership: _Leadership | None = None
         self._report_changed: dict[str, tuple[int, int]] = {}
@@ -105,8 +106,9 @@ class Coordinator:
         watch = self._cluster.store.watch(self._cluster.keys.flag, self._flag_changed, lambda: None)
         for thread in threads:
             thread.start()
-        while not self._stopping.wait(SIGNAL_CHECK_S):
+        while not (self._stop_asked or self._stopping.wait(SIGNAL_CHECK_S)):
             pass
+        self._stopping.set()
         watch.close()
         for thread in threads:
             thread.join(timeout=5)
@@ -116,7 +118,8 @@ class Coordinator:
 
     def stop(self) -> None:
         """Ask :meth:`run` to end. Safe in a signal handler."""
-        self._stopping.set()
+        # A plain name and no Event: the handler runs inside the main thread's own wait, whose lock it would wait for.
+        self._stop_asked = True
 
     def healthy(self) -> tuple[bool, dict[str, Any]]:
         """The loop turns; a store that is down is no reason to restart."""

@@ -224,7 +224,7 @@ class Trader:
             quote_usd=DEFAULT_PLAN.quote_usd * rng.uniform(0.9, 1.1),
             inventory_max_usd=options.inventory_max_usd,
         )
-        self._stopping = threading.Event()
+        self._stop_asked = False
         self._lock = threading.Lock()
         self._prices_usd: Mapping[str, float] = {}
         self._ledger = Ledger({}, {})
@@ -246,7 +246,8 @@ class Trader:
 
     def stop(self) -> None:
         """Ask :meth:`run` to end; from any thread or a signal handler."""
-        self._stopping.set()
+        # A plain name and no Event: the handler runs inside the main thread's own wait, whose lock it would wait for.
+        self._stop_asked = True
 
     def run(self) -> int:
         """Trade until stopped.
@@ -283,7 +284,7 @@ class Trader:
 
     def _wait_for_gate(self) -> Gate | None:
         """Return the gate once the agent has made it, ``None`` when stopped before."""
-        while not self._stopping.is_set():
+        while not self._stop_asked:
             with contextlib.suppress(GateUnavailable):
                 return Gate.open(self._options.gate, wait_s=GATE_WAIT_S)
         return None
@@ -301,7 +302,8 @@ class Trader:
     def _trade(self, gate: Gate, router: OrderRouter, link: RouterLink, monitor: RuntimeRiskMonitor) -> None:
         edge_bps = self._plan.spacing_bps - VENUE_COST_BPS
         stats_due_s = 0.0
-        while not self._stopping.wait(QUOTE_EVERY_S) and not self._client.lost:
+        while not self._stop_asked and not self._client.lost:
+            time.sleep(QUOTE_EVERY_S)
             with self._lock:
                 prices = dict(self._prices_usd)
             for symbol in self._options.symbols:
