@@ -45,7 +45,8 @@ LOG_ROTATE_BYTES = 8 * 1024 * 1024
 LOG_READ_MAX_BYTES = 256 * 1024
 
 # Logged by etcd, in every version since 3.2, once it has joined its cluster and listens.
-SERVING_MARK = b"ready to serve client requests"
+# The first is etcd 3.5, the second 3.4, which Debian has.
+SERVING_MARKS = (b"ready to serve client requests", b"serving client traffic")
 PORT_TAKEN_MARK = b"address already in use"
 
 # One member has nobody to hear from, so short intervals cost nothing. They bring it back sooner after a crash, and they
@@ -124,7 +125,7 @@ class Guard:
                 elif self._etcd.poll() is not None:
                     if not self._survives_exit(self._etcd.returncode):
                         return 1
-                elif not self._serves and SERVING_MARK in self._log_since_start():
+                elif not self._serves and self._says_that_it_serves():
                     self._serves = self._has_served = True
                     self._publish(self._etcd.pid)
             return 0
@@ -231,6 +232,10 @@ class Guard:
                 return log.read(LOG_READ_MAX_BYTES)
         except OSError:
             return b""
+
+    def _says_that_it_serves(self) -> bool:
+        log = self._log_since_start()
+        return any(mark in log for mark in SERVING_MARKS)
 
     def _publish(self, etcd_pid: int) -> None:
         write_atomically(self._directory / PORTS_NAME, {"client": self._client_port, "peer": self._peer_port})

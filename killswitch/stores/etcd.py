@@ -36,6 +36,7 @@ from killswitch.stores.port import (
     StoreForbidden,
     StoreUnavailable,
 )
+from killswitch.stores.urls import Login, TlsFiles
 
 MILLISECONDS_PER_S = 1_000
 # etcd counts leases in whole seconds (up to 1 s more), grants none below 1.5 election time-outs (2 s by default),
@@ -108,8 +109,12 @@ class EtcdStore:
         request_timeout_ms: int = 400,
         backoff_cap_ms: int = 1_000,
         progress_every_ms: int = PROGRESS_EVERY_MS,
+        login: Login | None = None,
+        tls: TlsFiles | None = None,
         now_ns: clock.NowNs = clock.now_ns,
     ) -> None:
+        if login is not None or tls is not None:
+            raise ValueError("TLS and passwords are not supported for etcd yet")
         if not addresses:
             raise ValueError("an etcd store needs the address of at least one server")
         self._transport = wire.EtcdTransport(

@@ -7,52 +7,56 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import cast
 
 import pytest
 
 from killswitch.stores import Store
-from tests.conformance.rigs import (
-    ContainerRig,
-    EmbeddedRig,
-    MemoryRig,
-    Observer,
-    Rig,
-    ServerRig,
-    UrlRig,
-    connections_to,
-    wait_until_serving,
-)
-from tests.images.choose import choose_etcd_image, do_without_ryuk_where_it_cannot_be_had, give_up, require_docker
+from tests.conformance.rigs.base import Rig, ServerRig
+from tests.conformance.rigs.etcd import EmbeddedRig, EtcdContainerRig, EtcdUrlRig
+from tests.conformance.rigs.memory import MemoryRig
+from tests.conformance.rigs.network import connections_to
+from tests.conformance.rigs.observer import Observer
+from tests.images.choose import choose_image, do_without_ryuk_where_it_cannot_be_had, give_up, require_docker
 from tests.waiting import wait_until
 
-ETCD_URL_VARIABLE = "KILLSWITCH_TEST_ETCD_URL"
-KINDS = ["memory", "embedded", pytest.param("etcd", marks=[pytest.mark.docker, pytest.mark.timeout(900)])]
+DOCKER = [pytest.mark.docker, pytest.mark.timeout(900)]
+KINDS = ["memory", "embedded", pytest.param("etcd", marks=DOCKER)]
+IN_CONTAINERS: dict[str, Callable[[str], Rig]] = {"etcd": EtcdContainerRig}
+BY_URL: dict[str, Callable[[str], Rig]] = {"etcd": EtcdUrlRig}
 
 
 @pytest.fixture(scope="session", params=KINDS)
 def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    """One server of each kind for the whole session; tests keep apart by their keys."""
+    """One server of each kind for the whole session; tests keep apart by their keys.
+
+    ``KILLSWITCH_TEST_ETCD_URL`` (or ``_REDIS_``, ``_ZOOKEEPER_``) names a server that runs already.
+    """
     made: Rig
     if request.param == "memory":
         made = MemoryRig()
     elif request.param == "embedded":
         made = EmbeddedRig(tmp_path_factory.mktemp("embedded"))
-    elif url := os.environ.get(ETCD_URL_VARIABLE):
-        made = UrlRig(url)
+    elif url := os.environ.get(f"KILLSWITCH_TEST_{request.param.upper()}_URL"):
+        made = BY_URL[request.param](url)
     else:
-        client = require_docker()
-        try:
-            do_without_ryuk_where_it_cannot_be_had(client)
-            image = choose_etcd_image(client)
-        finally:
-            client.close()
-        try:
-            made = ContainerRig(image)
-        except Exception as error:
-            give_up(f"a container of {image} cannot be run: {error}")
-            raise
+        made = _in_container(request.param)
     yield made
     made.close()
+
+
+def _in_container(kind: str) -> Rig:
+    client = require_docker()
+    try:
+        do_without_ryuk_where_it_cannot_be_had(client)
+        image = choose_image(client, kind)
+    finally:
+        client.close()
+    try:
+        return IN_CONTAINERS[kind](image)
+    except Exception as error:
+        give_up(f"a container of {image} cannot be run: {error}")
+        raise
 
 
 @pytest.fixture(autouse=True)
@@ -116,8 +120,9 @@ def observer() -> Observer:
 @pytest.fixture
 def server(rig: Rig) -> Iterator[ServerRig]:
     """The server, to be harmed; whole again afterwards."""
-    assert isinstance(rig, (EmbeddedRig, ContainerRig))
-    yield rig
-    rig.resume()
-    rig.revive()
-    wait_until_serving(rig.server)
+    assert hasattr(rig, "pause"), "a test that harms a server is skipped by name where there is none of ours"
+    harmed = cast("ServerRig", rig)
+    yield harmed
+    harmed.resume()
+    harmed.revive()
+    harmed.wait_until_serving()

@@ -14,7 +14,9 @@ from structlog.testing import capture_logs
 from killswitch.stores import Conflict, Entry, OutcomeUnknown, Store, StoreUnavailable
 from killswitch.stores.faulty import FaultyStore
 from tests.conformance.forwarder import Forwarder
-from tests.conformance.rigs import Observer, Rig, ServerRig, free_port, open_impatient, wait_until_serving
+from tests.conformance.rigs.base import ServerRig
+from tests.conformance.rigs.network import free_port
+from tests.conformance.rigs.observer import Observer
 from tests.waiting import wait_until
 
 NO_SERVER = "the store is in this process, so there is no server and no network that could fail"
@@ -117,21 +119,21 @@ def test_a_cut_off_client_is_unavailable_and_told_of_the_gap(
     watch.close()
 
 
-def test_a_server_that_is_not_there_is_unavailable_in_time(rig: Rig, at: str) -> None:
+def test_a_server_that_is_not_there_is_unavailable_in_time(rig: ServerRig, at: str) -> None:
     """Requests to an address where nobody listens raise StoreUnavailable within the time-out, writes included."""
-    with open_impatient(f"127.0.0.1:{free_port()}", request_timeout_ms=TIMEOUT_MS) as store:
+    with rig.open_impatient(f"127.0.0.1:{free_port()}", request_timeout_ms=TIMEOUT_MS) as store:
         for name, call in all_calls(store, at).items():
             started_s = time.monotonic()
-            with pytest.raises(StoreUnavailable, match=r"etcd at 127\.0\.0\.1:\d+ did not answer"):
+            with pytest.raises(StoreUnavailable, match=r"127\.0\.0\.1:\d+ did not answer"):
                 call()
             assert time.monotonic() - started_s < TIMEOUT_MS / 1_000 + NOTICE_S, name
 
 
-def test_a_server_that_never_answers_is_unavailable_in_time(rig: Rig, at: str) -> None:
+def test_a_server_that_never_answers_is_unavailable_in_time(rig: ServerRig, at: str) -> None:
     """A connection that is accepted and then ignored is given up in time, and a write over it was never sent."""
     with (
         socket.create_server(("127.0.0.1", 0)) as mute,
-        open_impatient(f"127.0.0.1:{mute.getsockname()[1]}", request_timeout_ms=TIMEOUT_MS) as store,
+        rig.open_impatient(f"127.0.0.1:{mute.getsockname()[1]}", request_timeout_ms=TIMEOUT_MS) as store,
     ):
         for name, call in all_calls(store, at).items():
             started_s = time.monotonic()
@@ -148,9 +150,9 @@ def test_a_second_server_answers_in_place_of_a_dead_or_mute_one(
     with socket.create_server(("127.0.0.1", 0)) as mute:
         bad = f"127.0.0.1:{mute.getsockname()[1]}" if first == "mute" else f"127.0.0.1:{free_port()}"
         for name in ("read", "scan", "commit", "hold"):
-            with open_impatient(bad, rig.server, request_timeout_ms=4_000) as store:
+            with rig.open_impatient(bad, rig.server, request_timeout_ms=4_000) as store:
                 all_calls(store, at + name)[name]()
-        with open_impatient(bad, rig.server, request_timeout_ms=4_000) as store:
+        with rig.open_impatient(bad, rig.server, request_timeout_ms=4_000) as store:
             store.watch(at, observer.on_change, observer.on_gap)
             observer.wait_for_gap()
             store.commit({}, {f"{at}seen": b"v"})
@@ -167,7 +169,7 @@ def test_a_killed_server_forgets_nothing_and_the_watch_goes_on(
     observer.wait_for(f"{at}099", b"v")
     server.kill()
     server.revive()
-    wait_until_serving(server.server)
+    server.wait_until_serving()
     assert [entry.version for entry in store.scan(at)] == versions
     observer.wait_for_gap(after=1)
     store.commit({}, {f"{at}after": b"v"})
@@ -179,7 +181,7 @@ def test_a_watch_opened_while_the_server_is_away_begins_when_it_is_back(
     server: ServerRig, at: str, observer: Observer
 ) -> None:
     """Opening a watch needs no server; on_gap comes when there is one, however many attempts that took."""
-    with open_impatient(server.server) as store:
+    with server.open_impatient(server.server) as store:
         server.pause()
         with capture_logs() as logs:
             store.watch(at, observer.on_change, observer.on_gap)
@@ -196,7 +198,7 @@ def test_a_hanging_server_makes_a_commit_unknown_and_a_fence_settles_it(
 ) -> None:
     """A commit sent to a server that stopped is OutcomeUnknown; a commit that expects the old version then decides."""
     before = store.commit({}, {f"{at}k": b"old"})
-    with open_impatient(server.server) as hasty:
+    with server.open_impatient(server.server) as hasty:
         assert hasty.read(f"{at}k") == Entry(f"{at}k", b"old", before)
         server.pause()
         started_s = time.monotonic()
@@ -216,7 +218,7 @@ def test_a_hanging_server_makes_a_commit_unknown_and_a_fence_settles_it(
 
 def test_after_an_unknown_outcome_nothing_more_is_sent_blindly(server: ServerRig, store: Store, at: str) -> None:
     """While the server still hangs further writes are StoreUnavailable, and truly never arrive."""
-    with open_impatient(server.server) as hasty:
+    with server.open_impatient(server.server) as hasty:
         lease = hasty.hold(f"{at}held", b"v", 60_000)
         server.pause()
         with pytest.raises(OutcomeUnknown):
@@ -230,7 +232,7 @@ def test_after_an_unknown_outcome_nothing_more_is_sent_blindly(server: ServerRig
         with pytest.raises(StoreUnavailable):
             hasty.read(f"{at}first")
         server.resume()
-        wait_until_serving(server.server)
+        server.wait_until_serving()
     # A write that was sent before this one over the same connection would have arrived before it.
     store.commit({}, {f"{at}later": b"v"})
     assert {entry.key for entry in store.scan(at)} - {f"{at}first"} == {f"{at}held", f"{at}later"}
@@ -238,7 +240,7 @@ def test_after_an_unknown_outcome_nothing_more_is_sent_blindly(server: ServerRig
 
 def test_silence_is_never_taken_for_health(server: ServerRig, at: str, store: Store, observer: Observer) -> None:
     """A watch on a server that hangs gives its stream up by itself, and says gap when the server is back."""
-    with open_impatient(server.server, request_timeout_ms=2_000) as hasty:
+    with server.open_impatient(server.server, request_timeout_ms=2_000) as hasty:
         with capture_logs() as logs:
             hasty.watch(at, observer.on_change, observer.on_gap)
             observer.wait_for_gap()
@@ -253,11 +255,11 @@ def test_silence_is_never_taken_for_health(server: ServerRig, at: str, store: St
 
 def test_quiet_is_not_taken_for_silence(rig: ServerRig, store: Store, at: str, observer: Observer) -> None:
     """A watch below which nothing changes is left alone by a healthy server, far beyond the limit of silence."""
-    progress_every_ms = 400
-    with open_impatient(rig.server, progress_every_ms=progress_every_ms) as quiet:
+    alive_every_ms = 400
+    with rig.open_impatient(rig.server, alive_every_ms=alive_every_ms) as quiet:
         quiet.watch(at, observer.on_change, observer.on_gap)
         observer.wait_for_gap()
-        quiet_until_s = time.monotonic() + 6 * progress_every_ms / 1_000
+        quiet_until_s = time.monotonic() + 6 * alive_every_ms / 1_000
         wait_until(lambda: time.monotonic() > quiet_until_s, what="a quiet time of twice the limit")
         store.commit({}, {f"{at}k": b"v"})
         observer.wait_for(f"{at}k", b"v")
@@ -268,7 +270,7 @@ def test_a_watch_moves_to_another_server_when_its_own_falls_silent(
     rig: ServerRig, store: Store, at: str, observer: Observer
 ) -> None:
     """A network that swallows everything without a word costs the watch a gap, and no change after it."""
-    with Forwarder(rig.server) as network, open_impatient(network.server, rig.server) as hasty:
+    with Forwarder(rig.server) as network, rig.open_impatient(network.server, rig.server) as hasty:
         hasty.watch(at, observer.on_change, observer.on_gap)
         observer.wait_for_gap()
         store.commit({}, {f"{at}through": b"v"})
@@ -285,7 +287,7 @@ def test_a_commit_whose_reply_the_network_loses_is_unknown_and_has_happened(
     rig: ServerRig, store: Store, at: str
 ) -> None:
     """With the request through and the reply lost the outcome is OutcomeUnknown, and no second server is asked."""
-    with Forwarder(rig.server) as network, open_impatient(network.server, rig.server) as hasty:
+    with Forwarder(rig.server) as network, rig.open_impatient(network.server, rig.server) as hasty:
         hasty.read(f"{at}k")
         network.swallow_replies.set()
         with pytest.raises(OutcomeUnknown):
@@ -294,13 +296,13 @@ def test_a_commit_whose_reply_the_network_loses_is_unknown_and_has_happened(
         first = wait_until(lambda: store.read(f"{at}k"), what="the commit having happened")
         assert first is not None
         # The next write goes to the second server, and finds the version of the one and only first write.
-        assert hasty.commit({f"{at}k": first.version}, {f"{at}k": b"twice"}) == first.version + 1
+        assert hasty.commit({f"{at}k": first.version}, {f"{at}k": b"twice"}) > first.version
 
 
 def test_closing_is_quick_while_the_server_hangs(server: ServerRig, at: str, observer: Observer) -> None:
     """Neither a watch nor a store waits for a server to be closed."""
     before = set(threading.enumerate())
-    store = open_impatient(server.server)
+    store = server.open_impatient(server.server)
     watch = store.watch(at, observer.on_change, observer.on_gap)
     store.watch(at, observer.on_change, observer.on_gap)
     observer.wait_for_gap(after=1)

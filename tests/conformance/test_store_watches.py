@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from killswitch.stores import Entry, Store, StoreUnavailable
-from tests.conformance.rigs import Observer, Rig
+from tests.conformance.rigs.base import Rig
+from tests.conformance.rigs.observer import Observer
 from tests.waiting import wait_until
 
 

@@ -11,9 +11,12 @@ import pytest
 from docker.errors import DockerException
 from testcontainers.core.config import testcontainers_config
 
-ETCD_IMAGE_VARIABLE = "KILLSWITCH_TEST_ETCD_IMAGE"
-ETCD_IMAGE = "quay.io/coreos/etcd:v3.5.16"
-ETCD_IMAGE_BUILT = "killswitch-test/etcd:bookworm"
+PUBLIC_IMAGES = {
+    "etcd": "quay.io/coreos/etcd:v3.5.16",
+    "redis": "docker.io/library/redis:7.2",
+    "zookeeper": "docker.io/library/zookeeper:3.9",
+}
+"""What a server's tests run where ``KILLSWITCH_TEST_<NAME>_IMAGE`` names nothing else."""
 BUILD_SCRIPT = Path(__file__).with_name("build.sh")
 BUILD_WITHIN_S = 900
 
@@ -38,18 +41,27 @@ def give_up(why: str) -> None:
     pytest.skip(why)
 
 
-def choose_etcd_image(client: docker.DockerClient) -> str:
-    """The image that the environment names, else the public one, else one built here from Debian packages."""
-    named = os.environ.get(ETCD_IMAGE_VARIABLE)
+def choose_image(client: docker.DockerClient, name: str) -> str:
+    """The image that the environment names, else the public one, else one built here from Debian packages.
+
+    Args:
+        client: of the daemon that will run it.
+        name: a key of :data:`PUBLIC_IMAGES`.
+    """
+    named = os.environ.get(f"KILLSWITCH_TEST_{name.upper()}_IMAGE")
     if named:
         return named
-    if _have_or_pull(client, ETCD_IMAGE):
-        return ETCD_IMAGE
-    if not _have(client, ETCD_IMAGE_BUILT):
-        built = subprocess.run([str(BUILD_SCRIPT)], capture_output=True, text=True, timeout=BUILD_WITHIN_S, check=False)
-        if built.returncode != 0:
-            give_up(f"{ETCD_IMAGE} cannot be pulled and {BUILD_SCRIPT.name} failed: {built.stderr.strip()[-400:]}")
-    return ETCD_IMAGE_BUILT
+    public, built = PUBLIC_IMAGES[name], f"killswitch-test/{name}:bookworm"
+    if _have(client, built):
+        return built  # somebody built it here, because the public one could not be had
+    if _have_or_pull(client, public):
+        return public
+    done = subprocess.run(
+        [str(BUILD_SCRIPT), name], capture_output=True, text=True, timeout=BUILD_WITHIN_S, check=False
+    )
+    if done.returncode != 0:
+        give_up(f"{public} cannot be pulled and {BUILD_SCRIPT.name} failed: {done.stderr.strip()[-400:]}")
+    return built
 
 
 def do_without_ryuk_where_it_cannot_be_had(client: docker.DockerClient) -> None:

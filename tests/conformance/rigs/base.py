@@ -1,0 +1,124 @@
+"""What a test may ask of a store under test and of its server, whichever it is."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from testcontainers.core.container import DockerContainer
+
+from killswitch.stores import Store, StoreError
+from tests.waiting import wait_until
+
+# Tests of meaning get time, because a busy machine is no fault; tests of time-outs ask for short ones.
+PATIENT_MS = 10_000
+BACKOFF_CAP_MS = 300
+SERVES_AGAIN_WITHIN_S = 30.0
+
+
+class Rig(Protocol):
+    """One kind of store, with as many independent clients of the same data as a test likes."""
+
+    kind: str
+
+    def open(self) -> Store:
+        """A new client."""
+
+    def close(self) -> None:
+        """End the server."""
+
+
+class ServerRig(Rig, Protocol):
+    """A store with a server that can be made to suffer. All of these return when it has happened."""
+
+    @property
+    def server(self) -> str:
+        """Its ``host:port``."""
+
+    def open_impatient(self, *servers: str, request_timeout_ms: int = 400, alive_every_ms: int = 100) -> Store:
+        """A client with short time-outs, for tests of what happens when they pass.
+
+        Args:
+            servers: ``host:port`` of each; the rig's own server when none is named.
+            request_timeout_ms: time of a call.
+            alive_every_ms: how often a watch asks for a sign of life.
+        """
+
+    def wait_until_serving(self) -> None:
+        """Wait until a fresh client gets a read through."""
+
+    def pause(self) -> None:
+        """It hangs: connections stay, nothing is answered."""
+
+    def resume(self) -> None:
+        """It goes on. No error when it was not paused."""
+
+    def kill(self) -> None:
+        """It dies by SIGKILL, and comes back with :meth:`revive` at the latest."""
+
+    def revive(self) -> None:
+        """It is started again where nobody does that by itself."""
+
+
+class ContainerServer:
+    """A server in a container, on a port of the host that it keeps when it is started again.
+
+    Args:
+        container: not yet started.
+    """
+
+    def __init__(self, container: DockerContainer) -> None:
+        self._container = container
+        self._container.start()
+
+    def pause(self) -> None:
+        self._docker.pause()
+        wait_until(lambda: self._state() == "paused", what="the container being paused")
+
+    def resume(self) -> None:
+        if self._state() == "paused":
+            self._docker.unpause()
+
+    def kill(self) -> None:
+        self._docker.kill()
+        wait_until(lambda: self._state() == "exited", what="the container having ended")
+
+    def revive(self) -> None:
+        if self._state() == "exited":
+            self._docker.start()
+
+    def close(self) -> None:
+        self.resume()
+        self._container.stop()
+
+    def exec(self, *words: str) -> str:
+        """Run a command in the container and return what it printed; it must succeed."""
+        code, output = self._docker.exec_run(list(words))
+        text = output.decode(errors="replace")
+        assert code == 0, f"{words}: exit {code}: {text}"
+        return str(text)
+
+    def logs(self) -> str:
+        """What the server has said so far."""
+        return str(self._docker.logs().decode(errors="replace"))
+
+    @property
+    def _docker(self) -> Any:
+        return self._container.get_wrapped_container()
+
+    def _state(self) -> str:
+        self._docker.reload()
+        return str(self._docker.status)
+
+
+def wait_until_serving(open_client: Callable[[], Store], what: str) -> None:
+    """Wait until a fresh client gets a read through."""
+
+    def serves() -> bool:
+        with open_client() as store, contextlib.suppress(StoreError):
+            store.read("serving?")
+            return True
+        return False
+
+    wait_until(serves, within_s=SERVES_AGAIN_WITHIN_S, what=f"{what} serving")

@@ -1,0 +1,61 @@
+"""Keeps what a watch says, for a test to look at."""
+
+from __future__ import annotations
+
+import threading
+
+from killswitch.stores import Entry
+from tests.waiting import wait_until
+
+
+class Observer:
+    """Keeps what a watch says, for the test to look at. Thread-safe.
+
+    Attributes:
+        said: everything in order; ``None`` stands for ``on_gap``.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.said: list[Entry | None] = []
+        self.threads: set[int] = set()
+
+    def on_change(self, entry: Entry) -> None:
+        self._keep(entry)
+
+    def on_gap(self) -> None:
+        self._keep(None)
+
+    def _keep(self, said: Entry | None) -> None:
+        with self._lock:
+            self.said.append(said)
+            self.threads.add(threading.get_ident())
+
+    @property
+    def gaps(self) -> int:
+        with self._lock:
+            return self.said.count(None)
+
+    @property
+    def changes(self) -> list[Entry]:
+        with self._lock:
+            return [entry for entry in self.said if entry is not None]
+
+    def newest(self, key: str) -> Entry | None:
+        """The last thing said about ``key``."""
+        return next((entry for entry in reversed(self.changes) if entry.key == key), None)
+
+    def wait_for_gap(self, *, after: int = 0, within_s: float = 20.0) -> None:
+        """Wait until ``on_gap`` has been called more than ``after`` times."""
+        wait_until(lambda: self.gaps > after, within_s=within_s, what=f"gap number {after + 1}")
+
+    def wait_for(self, key: str, value: bytes | None, *, within_s: float = 20.0) -> Entry:
+        """Wait until the newest that was said about ``key`` is ``value``."""
+
+        def arrived() -> Entry | None:
+            entry = self.newest(key)
+            return entry if entry is not None and entry.value == value else None
+
+        entry = wait_until(arrived, within_s=within_s, what=f"the watch saying that {key} is {value!r}")
+        assert entry is not None
+        return entry
