@@ -115,6 +115,7 @@ class Membership:
         if self._lease is None:
             self._take_lease()
         self._register()
+        self._keeper.lease_confirmed(self._kept_alive_ns)
         if not self._joined_before:
             self._remember_routers()
             self._joined_before = True
@@ -253,7 +254,10 @@ class Membership:
             self._lease = None
             return False
         self._kept_alive_ns = now
-        return self._lease_key_is_ours() and self._store_has_record()
+        if not (self._lease_key_is_ours() and self._store_has_record()):
+            return False
+        self._keeper.lease_confirmed(now)
+        return True
 
     def _drop_dead_lease(self) -> None:
         """Forget a lease whose key is gone or somebody else's, so that joining takes a new one."""

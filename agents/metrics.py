@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from agents.gatekeeper import GateKeeper
 from agents.routers import RouterBook, RouterPresence, exposure_of
+from killswitch.core.modes import strictest
 
 RENEWAL_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 1.0)
 
@@ -13,7 +16,7 @@ RENEWAL_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 1.0
 class AgentMetrics:
     """Counters that the agent moves, and gauges that are read when somebody looks."""
 
-    def __init__(self, registry: CollectorRegistry, keeper: GateKeeper, book: RouterBook) -> None:
+    def __init__(self, registry: CollectorRegistry, keepers: Sequence[GateKeeper], book: RouterBook) -> None:
         self.renewals = Counter(
             "killswitch_permit_renewals_total", "Attempts to renew the permit.", ["outcome"], registry=registry
         )
@@ -32,12 +35,12 @@ class AgentMetrics:
             "killswitch_freezes_raised_total", "Freezes that this node has asked for.", ["trigger"], registry=registry
         )
         gauges = (
-            ("killswitch_permit_seconds_left", "How long the permit still lasts.",
-             lambda: keeper.permit_ms_left() / 1000),
+            ("killswitch_permit_seconds_left", "How long the permit still lasts; of several stores' the shortest.",
+             lambda: min(keeper.permit_ms_left() for keeper in keepers) / 1000),
             ("killswitch_gate_mode", "Strictest mode on this node: 0 active, 1 reduce-only, 2 frozen.",
-             lambda: float(keeper.mode)),
-            ("killswitch_flag_epoch", "Newest epoch of the flag that the gate shows.",
-             lambda: float(keeper.view().epoch)),
+             lambda: float(strictest(keeper.mode for keeper in keepers))),
+            ("killswitch_flag_epoch", "Newest epoch of the flag that the gate shows; of several stores the sum.",
+             lambda: float(sum(keeper.view().epoch for keeper in keepers))),
             ("killswitch_routers_live", "Routers connected.",
              lambda: float(sum(state.presence is RouterPresence.LIVE for state in book.states()))),
             ("killswitch_routers_lost", "Routers whose connection broke without goodbye.",

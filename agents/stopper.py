@@ -14,7 +14,7 @@ import structlog
 from agents.gatekeeper import GateKeeper, View
 from agents.routers import RouterBook, RouterState, answer_of
 from killswitch.cluster import Cluster
-from killswitch.core.flag import Freeze
+from killswitch.core.flag import Freeze, merge
 from killswitch.core.modes import strictest
 from killswitch.link.messages import StopCause
 from killswitch.records import AckRecord, RouterAnswer, mode_name
@@ -50,61 +50,97 @@ def router_answers(states: Sequence[RouterState], stop_epoch: int | None) -> lis
     return answers
 
 
-class Stopper:
-    """Pushes stops and resumes to routers and writes acks.
+class RouterStops:
+    """What the node's routers are told, over all the stores that can stop them.
 
-    Args:
-        cluster: where acks go.
-        node: name of this node.
-        instance: which run of the agent.
-        keeper: tells what the gate holds.
-        book: tells how routers answered.
+    Epochs of several stores are added up, so that the number that a router hears, and answers with, grows with every
+    change of any of them; with one store it is the flag's own.
     """
 
-    def __init__(self, cluster: Cluster, node: str, instance: str, keeper: GateKeeper, book: RouterBook) -> None:
+    def __init__(self) -> None:
+        self._keepers: list[GateKeeper] = []
+        self._lock = threading.Lock()
+        self._flag_ids: list[frozenset[str]] = []
+        self._stop_epochs: list[int | None] = []
+        self._pushed: tuple[tuple[int | None, ...], frozenset[str]] = ((), frozenset())
+
+    def follow(self, keeper: GateKeeper) -> int:
+        """Take a store's keeper in; returns its number, for :meth:`stop_epoch`."""
+        with self._lock:
+            self._keepers.append(keeper)
+            self._flag_ids.append(frozenset())
+            self._stop_epochs.append(None)
+            self._pushed = (tuple(self._stop_epochs), frozenset())
+            return len(self._keepers) - 1
+
+    def stop_epoch(self, number: int) -> int | None:
+        """Epoch whose stop the routers must have answered for one store; ``None`` while it stops nothing here."""
+        with self._lock:
+            return self._stop_epochs[number]
+
+    def current_stop(self) -> tuple[int, Sequence[StopCause]]:
+        """What a router that connects now must be told."""
+        return _told([keeper.view() for keeper in self._keepers])
+
+    def sync(self, push_stop: PushStop, push_resume: PushStop) -> None:
+        """Push what has changed since the last call; pushes go out in the order of the changes."""
+        with self._lock:
+            views = [keeper.view() for keeper in self._keepers]
+            epoch, causes = _told(views)
+            for number, view in enumerate(views):
+                flag_ids = frozenset(cause.id for cause in view.flag_causes)
+                if not flag_ids:
+                    self._stop_epochs[number] = None
+                elif flag_ids - self._flag_ids[number] or self._stop_epochs[number] is None:
+                    self._stop_epochs[number] = epoch
+                self._flag_ids[number] = flag_ids
+            all_ids = frozenset(cause.id for cause in causes)
+            before_epochs, before_ids = self._pushed
+            self._pushed = (tuple(self._stop_epochs), all_ids)
+            grew = bool(all_ids - before_ids) or (bool(all_ids) and self._pushed[0] != before_epochs)
+            if grew:
+                push_stop(epoch, causes)
+            elif before_ids - all_ids:
+                push_resume(epoch, causes)
+
+
+def _told(views: Sequence[View]) -> tuple[int, list[StopCause]]:
+    """Return the epoch and the causes that routers hear of, each cause once."""
+    causes = merge(*(view.flag_causes for view in views), *(view.local_causes for view in views))
+    return sum(view.epoch for view in views), [to_cause(cause) for cause in causes]
+
+
+class Acknowledger:
+    """Writes this node's acks to one store.
+
+    Args:
+        cluster: where they go.
+        node: name of this node.
+        instance: which run of the agent.
+        keeper: tells what the gate holds for this store.
+        stops: tells which stop the routers must have answered.
+        book: tells how they answered.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        node: str,
+        instance: str,
+        keeper: GateKeeper,
+        stops: RouterStops,
+        book: RouterBook,
+    ) -> None:
         self._cluster = cluster
         self._node = node
         self._instance = instance
         self._keeper = keeper
+        self._stops = stops
+        self._number = stops.follow(keeper)
         self._book = book
-        self._lock = threading.Lock()
-        self._flag_ids: frozenset[str] = frozenset()
-        self._pushed: tuple[int | None, frozenset[str]] = (None, frozenset())
-        self._stop_epoch: int | None = None
         self._written: AckRecord | None = None
         self.wake = threading.Event()
-
-    @property
-    def stop_epoch(self) -> int | None:
-        """Epoch whose stop the routers must have answered; ``None`` while nothing on this node is to stop."""
-        with self._lock:
-            return self._stop_epoch
-
-    def current_stop(self) -> tuple[int, Sequence[StopCause]]:
-        """What a router that connects now must be told."""
-        view = self._keeper.view()
-        return view.epoch, [to_cause(cause) for cause in (*view.flag_causes, *view.local_causes)]
-
-    def sync_routers(self, push_stop: PushStop, push_resume: PushStop) -> None:
-        """Push what has changed since the last call."""
-        view = self._keeper.view()
-        flag_ids = frozenset(cause.id for cause in view.flag_causes)
-        all_ids = flag_ids | {cause.id for cause in view.local_causes}
-        with self._lock:
-            if not flag_ids:
-                self._stop_epoch = None
-            elif flag_ids - self._flag_ids or self._stop_epoch is None:
-                self._stop_epoch = view.epoch
-            self._flag_ids = flag_ids
-            before_epoch, before_ids = self._pushed
-            self._pushed = (self._stop_epoch, all_ids)
-            grew = bool(all_ids - before_ids) or (bool(all_ids) and self._stop_epoch != before_epoch)
-            shrank = bool(before_ids - all_ids)
-        causes = [to_cause(cause) for cause in (*view.flag_causes, *view.local_causes)]
-        if grew:
-            push_stop(view.epoch, causes)
-        elif shrank:
-            push_resume(view.epoch, causes)
 
     def write_ack(self) -> bool:
         """Write the ack when it says something new; True when the store has what there is to say."""
@@ -114,10 +150,16 @@ class Stopper:
         try:
             self._cluster.store.commit({}, {self._cluster.keys.under("acks", self._node): record.to_bytes()})
         except StoreError as error:
-            log.warning("ack_not_written", epoch=record.epoch, error=str(error))
+            log.warning("ack_not_written", store=self._cluster.store.address, epoch=record.epoch, error=str(error))
             return False
         self._written = record
-        log.info("acked", epoch=record.epoch, complete=record.complete, open=record.orders_open)
+        log.info(
+            "acked",
+            store=self._cluster.store.address,
+            epoch=record.epoch,
+            complete=record.complete,
+            open=record.orders_open,
+        )
         return True
 
     def _ack(self, view: View) -> AckRecord | None:
@@ -127,7 +169,8 @@ class Stopper:
             # node has acted on as a whole; a journal that cannot be written keeps the gate closed and the ack true.
             return None
         states = self._book.states()
-        answer = answer_of(states, self.stop_epoch)
+        stop_epoch = self._stops.stop_epoch(self._number)
+        answer = answer_of(states, stop_epoch)
         return AckRecord(
             node=self._node,
             instance=self._instance,
@@ -139,7 +182,7 @@ class Stopper:
             orders_failed=answer.failed,
             orders_open=answer.open,
             last_sequence=answer.last_sequence,
-            routers=router_answers(states, self.stop_epoch),
+            routers=router_answers(states, stop_epoch),
             at=self._cluster.wall_clock(),
         )
 

@@ -7,18 +7,18 @@ node is proven stopped once every permit that began before the commit returned h
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
 import structlog
 
 from killswitch.cluster import Cluster, Committed, NotInitialised, read_of_node
-from killswitch.core.certificate import Certificate, KnownNode, Proof, certify
+from killswitch.core.certificate import Certificate, KnownNode, Proof, certify, combine
 from killswitch.core.flag import Flag
 from killswitch.core.permit import NANOSECONDS_PER_MS
 from killswitch.records import AckRecord, UnreadableRecord
-from killswitch.stores.port import Entry, StoreError
+from killswitch.stores.port import Entry, StoreError, StoreUnavailable
 
 log = structlog.get_logger(__name__)
 
@@ -61,6 +61,20 @@ class CertificateCollector:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def address(self) -> str:
+        """The store that the acks come from."""
+        return self._cluster.store.address
+
+    def is_past(self, deadline_ns: int) -> bool:
+        """Tell whether a deadline on the cluster's clock has passed."""
+        return self._cluster.clock() >= deadline_ns
+
+    def pause(self, seconds: float) -> None:
+        """Wait for an ack, at most so long."""
+        with self._changed:
+            self._changed.wait(seconds)
 
     def close(self) -> None:
         """End the watch."""
@@ -170,3 +184,41 @@ class CertificateCollector:
             while len(sights) > SIGHTS_MAX:
                 del sights[next(iter(sights))]
             self._changed.notify_all()
+
+
+def wait_in_all_stores(
+    parts: Sequence[tuple[CertificateCollector, Committed, frozenset[str]]],
+    *,
+    timeout_ms: int,
+    on_progress: Callable[[Certificate], None] | None = None,
+) -> Certificate:
+    """Wait for the proof of a freeze that several stores hold; as :meth:`CertificateCollector.wait` for one.
+
+    Args:
+        parts: for each store that took the freeze its collector, the commit, and the causes as its flag names them.
+        timeout_ms: from the last commit's return.
+        on_progress: told what is proven, again and again.
+
+    Raises:
+        StoreUnavailable: a store's list of nodes could not be read even once, so nobody knows who must be proven.
+    """
+    if len(parts) == 1:
+        collector, committed, freeze_ids = parts[0]
+        return collector.wait(committed, freeze_ids, timeout_ms=timeout_ms, on_progress=on_progress)
+    first = parts[0][0]
+    deadline_ns = max(committed.returned_ns for _, committed, _ in parts) + timeout_ms * NANOSECONDS_PER_MS
+    while True:
+        found = [collector.current(committed, freeze_ids) for collector, committed, freeze_ids in parts]
+        known = [certificate for certificate in found if certificate is not None]
+        if len(known) == len(parts):
+            certificate = combine(known)
+            if on_progress is not None:
+                on_progress(certificate)
+            if is_settled(certificate) or first.is_past(deadline_ns):
+                return certificate
+        elif first.is_past(deadline_ns):
+            unread = [c.address for (c, _, _), seen in zip(parts, found, strict=True) if seen is None]
+            raise StoreUnavailable(
+                f"the freeze is in force, but who must be proven stopped could not be read from {', '.join(unread)}"
+            )
+        first.pause(RECHECK_MS / 1000)

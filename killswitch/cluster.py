@@ -238,7 +238,7 @@ class Cluster:
         """
         change = initial(self.name, actor=actor, at=self.wall_clock(), reason=reason)
         try:
-            self._commit(change, flag_version=None)
+            self.commit_change(change, flag_version=None)
         except Conflict:
             restored = self._restore_lost_flag(actor=actor)
             if restored is not None:
@@ -326,7 +326,7 @@ class Cluster:
                     stored.flag, changed=sent_without_answer, started_ns=started_ns, returned_ns=self.clock()
                 )
             try:
-                self._commit(change, flag_version=stored.version, fence=fence)
+                self.commit_change(change, flag_version=stored.version, fence=fence)
             except OutcomeUnknown:
                 sent_without_answer = True
                 raise
@@ -361,14 +361,13 @@ class Cluster:
         stored = self.read_flag()
         change = lift(stored.flag, epoch=epoch, ids=ids, actor=actor, at=self.wall_clock(), reason=reason)
         try:
-            self._commit(change, flag_version=stored.version)
+            self.commit_change(change, flag_version=stored.version)
         except Conflict:
             # Somebody was faster. Ask again, so that the operator hears the epoch that now holds.
             lift(self.read_flag().flag, epoch=epoch, ids=ids, actor=actor, at="-", reason=reason)
             raise
         except OutcomeUnknown:
-            entry = self.store.read(self.keys.history(change.flag.epoch))
-            if entry is None or HistoryRecord.from_bytes(entry.value, key=entry.key).hash != change.entry.hash:
+            if not self.holds_change(change):
                 raise
         return Committed(change.flag, changed=True, started_ns=started_ns, returned_ns=self.clock())
 
@@ -385,7 +384,7 @@ class Cluster:
         if found is not None and cause.id in found.flag.freeze_ids() and _holds_all(found.flag, known):
             return found.flag
         change = reassert(found.flag if found else None, known, cause, history_epoch=self._history_epoch())
-        self._commit(change, flag_version=found.version if found else None)
+        self.commit_change(change, flag_version=found.version if found else None)
         return change.flag
 
     def _not_behind_history(self, stored: StoredFlag, *, after_conflict: bool) -> StoredFlag:
@@ -407,9 +406,36 @@ class Cluster:
         names = [entry.key.removeprefix(prefix) for entry in self.store.scan(prefix)]
         return max((int(name) for name in names if name.isdecimal()), default=0)
 
-    def _commit(
-        self, change: Change, *, flag_version: int | None, fence: Mapping[str, int | None] | None = None
+    def holds_change(self, change: Change) -> bool:
+        """Tell whether a change whose reply was lost is in: the history entry of its epoch is ours or it is not.
+
+        Raises:
+            UnreadableRecord: there is an entry that cannot be read.
+            StoreUnavailable: no answer.
+        """
+        entry = self.store.read(self.keys.history(change.flag.epoch))
+        return entry is not None and HistoryRecord.from_bytes(entry.value, key=entry.key).hash == change.entry.hash
+
+    def commit_change(
+        self,
+        change: Change,
+        *,
+        flag_version: int | None,
+        fence: Mapping[str, int | None] | None = None,
+        deletes: Sequence[str] = (),
     ) -> None:
+        """Write a flag and its history entry, and delete keys, all in one commit or not at all.
+
+        Args:
+            change: the next flag and its entry.
+            flag_version: version of the flag that the change was made from, ``None`` where there is none.
+            fence: further expectations of the commit, by key.
+            deletes: keys that go with it.
+
+        Raises:
+            Conflict: an expectation does not hold; nothing was written.
+            StoreError: the store did not answer or refuses.
+        """
         history_key = self.keys.history(change.flag.epoch)
         self.store.commit(
             expect={self.keys.flag: flag_version, history_key: None, **(fence or {})},
@@ -417,6 +443,7 @@ class Cluster:
                 self.keys.flag: FlagRecord.from_core(change.flag).to_bytes(),
                 history_key: HistoryRecord.from_core(change.entry).to_bytes(),
             },
+            deletes=deletes,
         )
 
     def _raise_if_fenced_off(self, fence: Mapping[str, int | None] | None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from killswitch.core.permit import Timing, timing_faults
 
@@ -179,10 +179,28 @@ class Settings(BaseSettings):
     )
 
     cluster: str = Field("default", pattern=NAME_PATTERN, description="Name of the cluster.")
-    store: str = Field("etcd://127.0.0.1:2379", description="URL of the store.")
+    store: Annotated[str | list[str], NoDecode] = Field(
+        "etcd://127.0.0.1:2379", description="URL of the store, or several: a freeze in any of them freezes."
+    )
     timing: TimingSettings = Field(default_factory=TimingSettings)
     agent: AgentSettings = Field(default_factory=AgentSettings)
     coordinator: CoordinatorSettings = Field(default_factory=CoordinatorSettings)
+
+    @property
+    def stores(self) -> tuple[str, ...]:
+        """The URL of each store; in the environment they are separated by spaces."""
+        return tuple(self.store.split()) if isinstance(self.store, str) else tuple(self.store)
+
+    @field_validator("store")
+    @classmethod
+    def _some_stores_each_once(cls, value: str | list[str]) -> str | list[str]:
+        urls = value.split() if isinstance(value, str) else value
+        faults = [] if urls else ["names no store"]
+        if len(set(urls)) < len(urls):
+            faults.append("names one store twice")  # which one is not said: a URL may hold a password
+        if faults:
+            raise PydanticCustomError(_FAULTS, "{text}", {"faults": faults, "text": "; ".join(faults)})
+        return value
 
 
 def load_settings(path: Path | None, overrides: Mapping[str, Any] | None = None) -> Settings:
@@ -262,7 +280,9 @@ def _sentence(origin: str, where: str, fault: Any) -> str:
         meant = difflib.get_close_matches(str(fault["loc"][-1]), _names_in(fault["loc"][:-1]), n=1, cutoff=0.5)
         hint = f"; did you mean {meant[0]!r}?" if meant else ""
         return f"{origin}: {where}: there is no such setting{hint}"
-    return f"{origin}: {where}: {fault['msg'][:1].lower()}{fault['msg'][1:]}, and it is {fault['input']!r}"
+    # The URL of a store may hold a password.
+    shown = "" if fault["loc"][:1] == ("store",) else f", and it is {fault['input']!r}"
+    return f"{origin}: {where}: {fault['msg'][:1].lower()}{fault['msg'][1:]}{shown}"
 
 
 def _names_in(section: tuple[Any, ...]) -> list[str]:

@@ -17,7 +17,9 @@ from pydantic import (
     FiniteFloat,
     NonNegativeInt,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    model_serializer,
 )
 
 from killswitch.core.canonical import canonical_json
@@ -159,7 +161,7 @@ class HistoryRecord(Record):
 
     cluster: str
     epoch: PositiveInt
-    kind: Literal["init", "freeze", "release", "reassert"]
+    kind: Literal["init", "freeze", "release", "reassert", "forget"]
     actor: str
     at: str
     reason: str
@@ -168,6 +170,15 @@ class HistoryRecord(Record):
     in_force: list[FreezeRecord]
     previous_hash: str
     hash: str
+    forgotten: JsonObject | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_only_a_forget_has(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write every other entry as it was written before a node could be forgotten."""
+        body: dict[str, Any] = write(self)
+        if self.forgotten is None:
+            del body["forgotten"]
+        return body
 
     @classmethod
     def from_core(cls, entry: HistoryEntry) -> HistoryRecord:

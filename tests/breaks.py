@@ -25,6 +25,14 @@ CERTIFICATE = "killswitch/core/certificate.py"
 READER = "killswitch/gate/reader.py"
 LINK = "killswitch/link/router_link.py"
 
+FORGETTING = "killswitch/forgetting.py"
+U_FORGET = "tests/unit/test_forgetting.py"
+SHARES = "agents/gate_shares.py"
+SET = "killswitch/cluster_set.py"
+
+U_SHARES = "tests/unit/test_gate_shares.py"
+U_SET = "tests/unit/test_cluster_set.py"
+TWO_STORES = "tests/cluster/test_two_stores.py"
 U_KEEPER = "tests/unit/test_gatekeeper.py"
 U_FLAG = "tests/unit/test_core_flag.py"
 U_CERTIFICATE = "tests/unit/test_core_certificate.py"
@@ -175,6 +183,54 @@ BREAKS = (
     Break("a leader's acts carry no fence", "coordinator/election.py",
           "            return {self._lease.key: self._lease.version}\n", "            return {}\n",
           "tests/unit/test_election.py", ("test_a_paused_leader_is_refused_by_the_store",)),
+    # -- stores
+    Break("a refused token is not renewed", "killswitch/stores/_etcd_channel.py",
+          "if self._tokens is None or not failures.refuses_token(error):", "if True:", "tests/unit/test_etcd_errors.py",
+          ("test_a_refused_token_is_renewed_once_and_the_call_made_again",)),
+    Break("a lease does not look at its key", "killswitch/stores/memory.py",
+          "            if lease is None or cell is None or cell.lease_id != lease_id:\n", "            if lease is None:\n",
+          STORES, ("test_a_lease_whose_key_somebody_else_took_away_is_lost",)),
+    # -- a node that is forgotten
+    Break("a node is forgotten at once", FORGETTING, "    if left_ms > 0:\n", "    if left_ms > 1e9:\n", U_FORGET,
+          ("test_a_node_is_not_forgotten_while_a_permit_of_it_may_be_left",)),
+    Break("forgetting does not look at the lease in its commit", FORGETTING,
+          'expected: dict[str, int | None] = {cluster.keys.under("live", remains.node): None}',
+          "expected: dict[str, int | None] = {}", U_FORGET, ("test_a_node_that_shows_itself_meanwhile_is_not_forgotten",)),
+    Break("the history does not say what was forgotten", FORGETTING, "forgotten=account, actor",
+          "forgotten={'node': remains.node}, actor", U_FORGET,
+          ("test_a_forgotten_node_leaves_the_books_and_its_figures_stay_on_record",)),
+    Break("what was forgotten is not under the hash", "killswitch/core/history.py", 'if key != "hash"}',
+          'if key not in ("hash", "forgotten")}', "tests/unit/test_core_history.py",
+          ("test_any_changed_field_of_any_entry_is_found",)),
+    Break("forgetting lifts the freezes", FLAG, "flag, flag.freezes, kind=FORGET", "flag, (), kind=FORGET", U_FORGET,
+          ("test_forgetting_a_node_opens_no_frozen_gate",)),
+    Break("a permit outlasts the lease", KEEPER, "min(deadline_ns, self._lease_until_ns)", "deadline_ns", U_KEEPER,
+          ("test_no_permit_outlasts_the_lease_that_the_store_was_last_seen_to_keep",)),
+    Break("a node whose lease is gone takes permits", KEEPER,
+          "registered = self._registered and self._cluster.clock() < self._lease_until_ns", "registered = self._registered",
+          U_KEEPER, ("test_no_permit_outlasts_the_lease_that_the_store_was_last_seen_to_keep",)),
+    # -- several stores
+    Break("a freeze needs every store", SET, "        if commits:\n", "        if not failures:\n", U_SET,
+          ("test_one_store_is_enough_to_freeze", "test_a_store_without_a_flag_keeps_nobody_from_freezing")),
+    Break("a release looks at the first store's epoch alone", SET,
+          "            if flag.epoch != epoch:\n", "            if flag is flags[0] and flag.epoch != epoch:\n", U_SET,
+          ("test_a_stale_epoch_of_any_store_releases_nothing",)),
+    Break("one store's permit opens the gate", SHARES,
+          "        return min(share._permit_deadline_ns", "        return max(share._permit_deadline_ns",
+          f"{U_SHARES} {TWO_STORES}",
+          ("test_one_stores_permit_opens_nothing", "test_the_page_is_open_just_when_every_store_allows_it",
+           "test_a_store_that_hangs_stops_neither_the_freeze_nor_its_proof",
+           "test_an_agent_that_cannot_reach_its_second_store_never_opens")),
+    Break("the page shows what the last store said", SHARES,
+          "        causes = merge(*(share._freezes for share in self._shares), ", "        causes = merge(self._freezes, ",
+          f"{U_SHARES} {TWO_STORES}",
+          ("test_a_release_in_one_store_leaves_the_others_freeze", "test_a_freeze_in_both_needs_a_release_in_both")),
+    Break("a store that lets a node's own cause go takes it off the page", SHARES,
+          "*(share._local.values() for share in self._shares))", "())", U_SHARES,
+          ("test_a_cause_of_the_node_outlives_one_stores_release_of_it",)),
+    Break("a node that one store does not prove is left out", CERTIFICATE,
+          "        if kept is None or (_STRENGTH[line.state], line.flat) >", "        if (_STRENGTH[line.state], line.flat) > (0, False) and kept is None or kept and (_STRENGTH[line.state], line.flat) >",
+          U_SET, ("test_what_one_store_proves_is_proven_and_every_node_of_any_store_is_named",)),
     # -- UNKNOWN IS FROZEN
     Break("a page that has just been made is open", "killswitch/gate/writer.py",
           '        self._synthetic: tuple[Cause, ...] = (_own("agent_start", "the agent has started and has no permit yet"),)\n',
@@ -193,8 +249,9 @@ BREAKS = (
     Break("the journal is not read at start", KEEPER, "        self._known = journal.last\n", "        self._known = None\n",
           U_KEEPER, ("test_an_agent_restarted_while_frozen_stays_frozen_even_if_the_store_forgot",)),
     Break("a restarted agent opens before it has read", "agents/agent.py",
-          "        self.stopper = Stopper(", "        self._gate.update((), epoch=0, permit_deadline_ns=cluster.clock() + 2 * 10**9)\n"
-          "            self.stopper = Stopper(", NODES, ("test_unknown_is_frozen_for_an_agent_restarted_while_frozen",)),
+          "            self.sessions = self._open_sessions(settings)\n",
+          "            self._gate.update((), epoch=0, permit_deadline_ns=first.clock() + 2 * 10**9)\n"
+          "            self.sessions = self._open_sessions(settings)\n", NODES, ("test_unknown_is_frozen_for_an_agent_restarted_while_frozen",)),
     Break("a missing flag is taken for a new cluster", "agents/decisions.py",
           "return Finding.ABSENT if known is None else Finding.LOST", "return Finding.ABSENT", f"{U_KEEPER} {NODES}",
           ("test_a_store_that_lost_its_data_is_told_again",

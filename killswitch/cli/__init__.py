@@ -19,10 +19,11 @@ COMMANDS = {
     "freeze": ("killswitch.cli.flag_commands", "Stop trading now. Never asks a question."),
     "release": ("killswitch.cli.flag_commands", "Lift named freezes from a named epoch."),
     "status": ("killswitch.cli.read_commands", "The flag, the nodes and who leads."),
-    "nodes": ("killswitch.cli.read_commands", "Every registered node with what it last reported."),
+    "nodes": ("killswitch.cli.read_commands", "Every registered node with what it last reported; forget one."),
     "exposure": ("killswitch.cli.read_commands", "What the cluster holds, by symbol and node."),
     "history": ("killswitch.cli.read_commands", "Every change of the flag; --verify checks the chain."),
     "watch": ("killswitch.cli.read_commands", "Show every change of the flag as it happens."),
+    "doctor": ("killswitch.cli.doctor_command", "Say what is wrong with store, cluster and machine."),
     "gate": ("killswitch.cli.gate_command", "Show a gate page of this machine."),
     "config": ("killswitch.cli.config_commands", "Check and show the settings."),
     "agent": ("killswitch.cli.daemon_commands", "Run the agent of a node."),
@@ -61,7 +62,13 @@ class LazyGroup(click.Group):
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--config", "config_path", type=click.Path(path_type=Path), envvar="KILLSWITCH_CONFIG", help="YAML file.")
-@click.option("--store", help="URL of the store: etcd://h1:2379,h2:2379 or embedded:///path.")
+@click.option(
+    "--store",
+    "stores",
+    multiple=True,
+    help="URL of the store: etcd://h1:2379,h2:2379, redis://h, zookeeper://h or embedded:///path. Given again: one "
+    "more store, and a freeze in any of them freezes.",
+)
 @click.option("--cluster", help="Name of the cluster.")
 @click.option(
     "-o",
@@ -73,13 +80,15 @@ class LazyGroup(click.Group):
 )
 @click.version_option(package_name="killswitch", prog_name="killswitch")
 @click.pass_context
-def cli(ctx: click.Context, config_path: Path | None, store: str | None, cluster: str | None, output: str) -> None:
+def cli(
+    ctx: click.Context, config_path: Path | None, stores: tuple[str, ...], cluster: str | None, output: str
+) -> None:
     """Stop every order router of a trading cluster at once, and prove that it did.
 
     Exit codes: 0 done and confirmed, 1 error, 2 usage, 3 written but not confirmed by everybody in time, 4 store
     unavailable, 5 conflict.
     """
-    ctx.obj = CommandContext(config_path=config_path, store_url=store, cluster_name=cluster, output=output)
+    ctx.obj = CommandContext(config_path=config_path, store_urls=stores, cluster_name=cluster, output=output)
 
 
 def main() -> None:

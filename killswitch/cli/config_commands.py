@@ -6,7 +6,7 @@ import json
 
 import click
 
-from killswitch.cli.context import CommandContext
+from killswitch.cli.context import EXIT_USAGE, CommandContext, CommandError
 
 
 @click.group()
@@ -22,13 +22,19 @@ def check(context: CommandContext) -> None:
     Exits 2 with one sentence for each fault.
     """
     from killswitch.core.permit import worst_case  # noqa: PLC0415 - only when used
+    from killswitch.stores.urls import parse_store_url  # noqa: PLC0415 - as above
 
     settings = context.settings()
+    for url in settings.stores:
+        try:
+            parse_store_url(url)
+        except ValueError as error:
+            raise CommandError(f"store: {error}", EXIT_USAGE) from error
     bounds = worst_case(settings.timing.to_core())
     if context.wants_json:
         body = {
             "cluster": settings.cluster,
-            "store": settings.store,
+            "store": _shown(settings.stores),
             "timing": settings.timing.model_dump(),
             "worst_case": {
                 "reachable_ms": round(bounds.reachable_ms, 3),
@@ -39,6 +45,8 @@ def check(context: CommandContext) -> None:
         context.emit_json("config.check", body)
         return
     click.echo("the settings are sound")
+    if len(settings.stores) > 1:
+        click.echo(f"{len(settings.stores)} stores: a freeze in any of them freezes, and a release must be in all")
     click.echo(
         f"every router stops within {bounds.reachable_ms:.0f} ms of a freeze where its node reaches the store, "
         f"or by itself within {bounds.unreachable_ms:.0f} ms"
@@ -52,7 +60,8 @@ def show(context: CommandContext) -> None:
     """Print the settings in force, with file, environment and options applied."""
     import yaml  # noqa: PLC0415 - only when used
 
-    values = context.settings().model_dump(mode="json")
+    settings = context.settings()
+    values = {**settings.model_dump(mode="json"), "store": _shown(settings.stores)}
     if context.wants_json:
         context.emit_json("config.show", {"settings": values})
     else:
@@ -65,3 +74,11 @@ def schema() -> None:
     from killswitch.config import Settings  # noqa: PLC0415 - only when used
 
     click.echo(json.dumps(Settings.model_json_schema(), indent=2))
+
+
+def _shown(urls: tuple[str, ...]) -> str | list[str]:
+    """The URL of the store, or those of all, without what must not be seen."""
+    from killswitch.stores.urls import without_secrets  # noqa: PLC0415 - only when used
+
+    shown = [without_secrets(url) for url in urls]
+    return shown if len(shown) > 1 else shown[0]

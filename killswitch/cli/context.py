@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from killswitch.cluster import Cluster
+    from killswitch.cluster_set import ClusterSet
     from killswitch.config import Settings
 
 EXIT_ERROR = 1
@@ -41,7 +42,7 @@ class CommandContext:
     """Global options, as given."""
 
     config_path: Path | None
-    store_url: str | None
+    store_urls: tuple[str, ...]
     cluster_name: str | None
     output: str
 
@@ -54,28 +55,42 @@ class CommandContext:
         """Read the settings with the command line over them."""
         from killswitch.config import load_settings  # noqa: PLC0415 - only commands that need settings pay for them
 
-        given = {"store": self.store_url, "cluster": self.cluster_name, **overrides}
+        given = {"store": list(self.store_urls) or None, "cluster": self.cluster_name, **overrides}
         return load_settings(self.config_path, {name: value for name, value in given.items() if value is not None})
 
     @contextmanager
-    def cluster(self, settings: Settings | None = None) -> Iterator[Cluster]:
-        """Open the store and give the cluster in it; both are closed on the way out."""
-        from killswitch.cluster import Cluster  # noqa: PLC0415 - as above
+    def clusters(self, settings: Settings | None = None) -> Iterator[ClusterSet]:
+        """Open every store and give the cluster in them; all are closed on the way out."""
+        from killswitch.cluster import Cluster  # noqa: PLC0415 - only commands that need a store pay for it
+        from killswitch.cluster_set import ClusterSet  # noqa: PLC0415 - as above
         from killswitch.stores import open_store  # noqa: PLC0415 - as above
 
         settings = settings or self.settings()
         configure_logging("warning")
         timing = settings.timing.to_core()
-        try:
-            opened = open_store(
-                settings.store,
-                request_timeout_ms=timing.request_timeout_ms,
-                backoff_cap_ms=timing.backoff_cap_ms,
-            )
-        except ValueError as error:
-            raise CommandError(str(error), EXIT_USAGE) from error
-        with opened as store:
-            yield Cluster(store, settings.cluster, timing=timing)
+        with ExitStack() as stack:
+            stores = []
+            for url in settings.stores:
+                try:
+                    opened = open_store(
+                        url, request_timeout_ms=timing.request_timeout_ms, backoff_cap_ms=timing.backoff_cap_ms
+                    )
+                except ValueError as error:
+                    raise CommandError(str(error), EXIT_USAGE) from error
+                stores.append(stack.enter_context(opened))
+            yield ClusterSet([Cluster(store, settings.cluster, timing=timing) for store in stores])
+
+    @contextmanager
+    def cluster(self, settings: Settings | None = None) -> Iterator[Cluster]:
+        """Open the store and give the cluster in it, for what deals with one store at a time."""
+        from killswitch.stores.urls import without_secrets  # noqa: PLC0415 - as above
+
+        settings = settings or self.settings()
+        if len(settings.stores) > 1:
+            named = " or ".join(f"--store {without_secrets(url)}" for url in settings.stores)
+            raise CommandError(f"this deals with one store at a time; give {named}", EXIT_USAGE)
+        with self.clusters(settings) as both:
+            yield both.clusters[0]
 
     def emit_json(self, schema: str, body: dict[str, Any]) -> None:
         """Write the one JSON document of this command."""
@@ -105,7 +120,8 @@ def print_table(table: Table) -> None:
 
     # Without a terminal rich would assume 80 columns and cut; a pipe gets every character instead.
     width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "0")) or 160
-    Console(width=width, highlight=False, soft_wrap=False).print(table)
+    # A reason may hold brackets, and is no markup.
+    Console(width=width, highlight=False, soft_wrap=False, markup=False).print(table)
 
 
 def configure_logging(level: Literal["info", "warning"]) -> None:
@@ -145,6 +161,7 @@ def sentence_errors() -> Iterator[None]:
 def _exit_code(error: Exception) -> int | None:
     """Return the exit code of an expected fault, ``None`` for a bug."""
     from killswitch.cluster import AlreadyInitialised, FreezeNotCommitted, NotInitialised  # noqa: PLC0415 - on a fault
+    from killswitch.cluster_set import PartlyReleased  # noqa: PLC0415 - on a fault only
     from killswitch.config import ConfigError  # noqa: PLC0415 - on a fault only
     from killswitch.core.flag import FlagError  # noqa: PLC0415 - on a fault only
     from killswitch.gate import GateError, GateOwned  # noqa: PLC0415 - on a fault only
@@ -152,7 +169,7 @@ def _exit_code(error: Exception) -> int | None:
     from killswitch.stores import Conflict, OutcomeUnknown, StoreError, StoreUnavailable  # noqa: PLC0415 - on a fault
 
     ranked: tuple[tuple[type[Exception] | tuple[type[Exception], ...], int], ...] = (
-        ((StoreUnavailable, OutcomeUnknown, FreezeNotCommitted), EXIT_STORE_UNAVAILABLE),
+        ((StoreUnavailable, OutcomeUnknown, FreezeNotCommitted, PartlyReleased), EXIT_STORE_UNAVAILABLE),
         ((Conflict, FlagError, AlreadyInitialised, GateOwned), EXIT_CONFLICT),
         (ConfigError, EXIT_USAGE),
         ((NotInitialised, UnreadableRecord, StoreError, GateError), EXIT_ERROR),

@@ -64,10 +64,10 @@ def agent_run(
         limits_hash=sha256_hex(canonical_json(own.limits.model_dump()))[:16],
         gate=str(Path(own.gate).absolute()),
     )
-    with context.cluster(settings) as cluster:
+    with context.clusters(settings) as stores:
         configure_logging("info")
         try:
-            daemon = Agent(cluster, own, identity)
+            daemon = Agent(stores.clusters, own, identity)
         except (JournalDamaged, JournalUnwritable, LinkUnavailable) as error:
             raise CommandError(str(error)) from error
         except OSError as error:
@@ -89,7 +89,10 @@ def coordinator() -> None:
 @click.option("--http-port", type=click.IntRange(0, 65_535), help="0 takes a free port. [coordinator.http_port]")
 @click.pass_obj
 def coordinator_run(context: CommandContext, candidate: str, http_port: int | None) -> None:
-    """Run a coordinator in the foreground until SIGTERM or SIGINT."""
+    """Run a coordinator in the foreground until SIGTERM or SIGINT.
+
+    It serves one store. Where there are several, each has coordinators of its own: give --store.
+    """
     from coordinator.coordinator import Coordinator  # noqa: PLC0415 - only the coordinator pays for it
 
     _require_name(candidate, "--id")

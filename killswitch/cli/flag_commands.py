@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,6 +21,7 @@ from killswitch.cli.context import (
 
 if TYPE_CHECKING:
     from killswitch.cluster import Cluster, Committed
+    from killswitch.cluster_set import ClusterSet
     from killswitch.core.certificate import Certificate
     from killswitch.core.flag import Flag, Freeze
 
@@ -32,13 +34,19 @@ DEFAULT_MARGIN_S = 2.0
 @click.pass_obj
 def init(context: CommandContext, reason: str) -> None:
     """Write the first flag of a cluster: epoch 1, nothing frozen. A second time it exits 5 and changes nothing."""
-    with context.cluster() as cluster:
-        flag = cluster.initialise(actor=operator_name(), reason=reason)
+    with context.clusters() as stores:
+        flags = stores.initialise(actor=operator_name(), reason=reason)
+        made = [flag for flag in flags if flag is not None]
         if context.wants_json:
-            context.emit_json("init", {"cluster": cluster.name, "epoch": flag.epoch, "mode": flag.mode.name})
-        else:
+            context.emit_json("init", {"cluster": stores.name, "epoch": made[0].epoch, "mode": made[0].mode.name})
+            return
+        for address, flag in zip(stores.addresses, flags, strict=True):
+            where = f" in {address}" if len(flags) > 1 else ""
+            if flag is None:
+                click.echo(f"cluster {stores.name!r} exists already{where}; its flag was left alone")
+                continue
             state = "FROZEN, for its flag was gone" if flag.freezes else "nothing is frozen"
-            click.echo(f"cluster {cluster.name!r} is initialised at epoch {flag.epoch}: {state}")
+            click.echo(f"cluster {stores.name!r} is initialised{where} at epoch {flag.epoch}: {state}")
 
 
 @click.command()
@@ -64,38 +72,55 @@ def freeze(
     Exits 0 only when every gate is proven closed (stopped) and every working order proven cancelled (flat); 3 when the
     freeze is in force but that is not proven in time. Each --scope is a freeze of its own.
     """
-    from killswitch.certificates import CertificateCollector  # noqa: PLC0415 - loads the store's client
+    from killswitch.certificates import CertificateCollector, wait_in_all_stores  # noqa: PLC0415 - loads a client
     from killswitch.core.permit import expiry_bound_ms  # noqa: PLC0415 - as above
 
     wanted = _wanted_freezes(reason, scopes or ("global",), mode, trigger)
-    settings = context.settings()
-    with context.cluster(settings) as cluster:
-        bound_ms = expiry_bound_ms(cluster.timing.permit_ttl_ms, cluster.timing.clock_rate_ratio)
+    with context.clusters() as stores, ExitStack() as stack:
+        timing = stores.clusters[0].timing
+        bound_ms = expiry_bound_ms(timing.permit_ttl_ms, timing.clock_rate_ratio)
         timeout_ms = int(timeout_s * 1000) if timeout_s else int(bound_ms + DEFAULT_MARGIN_S * 1000)
-        with CertificateCollector(cluster) as collector:
-            commits = _commit_all(cluster, wanted, timeout_ms)
-            talk(f"frozen at epoch {commits[-1].flag.epoch} after {commits[0].committed_ms:.0f} ms; collecting proof")
-            certificate = None
-            if not no_wait:
-                ids = frozenset(commits[-1].flag.standing_for(cause.id) for cause in wanted)
-                certificate = collector.wait(commits[-1], ids, timeout_ms=timeout_ms, on_progress=_progress())
-        _emit_freeze(context, cluster, wanted, commits, certificate)
+        collectors = [stack.enter_context(CertificateCollector(cluster)) for cluster in stores.clusters]
+        commits = _commit_all(stores, wanted, timeout_ms)
+        first = next(iter(commits[-1].values()))
+        talk(f"frozen at epoch {first.flag.epoch} after {first.committed_ms:.0f} ms; collecting proof")
+        certificate = None
+        if not no_wait:
+            parts = [
+                (collectors[number], done, frozenset(done.flag.standing_for(cause.id) for cause in wanted))
+                for number, done in commits[-1].items()
+            ]
+            certificate = wait_in_all_stores(parts, timeout_ms=timeout_ms, on_progress=_progress())
+        _emit_freeze(context, stores, wanted, commits, certificate)
     if certificate is None or not (certificate.stopped and certificate.flat):
         sys.exit(EXIT_NOT_CONFIRMED)
 
 
-def _commit_all(cluster: Cluster, wanted: Sequence[Freeze], timeout_ms: int) -> list[Committed]:
-    """Freeze one scope after the other; a failure says which are in force already."""
+def _commit_all(stores: ClusterSet, wanted: Sequence[Freeze], timeout_ms: int) -> list[Mapping[int, Committed]]:
+    """Freeze one scope after the other, each in every store; a failure says which are in force already.
+
+    The commits of a cause are those of the stores that have taken *all* causes up to it, so that the last names the
+    stores that can prove everything.
+    """
     from killswitch.cluster import FreezeNotCommitted  # noqa: PLC0415 - only when used
 
-    commits: list[Committed] = []
+    commits: list[Mapping[int, Committed]] = []
     for cause in wanted:
         try:
-            commits.append(cluster.freeze(cause, timeout_ms=timeout_ms))
+            done = stores.freeze(cause, timeout_ms=timeout_ms)
         except FreezeNotCommitted as error:
-            done = ", ".join(str(earlier.scope) for earlier in wanted[: len(commits)])
-            already = f"in force already: {done}. " if done else ""
+            scopes = ", ".join(str(earlier.scope) for earlier in wanted[: len(commits)])
+            already = f"in force already: {scopes}. " if scopes else ""
             raise CommandError(f"{already}For {cause.scope}: {error}", EXIT_STORE_UNAVAILABLE) from error
+        for number, failure in done.failures.items():
+            talk(f"{cause.scope}: in force, but {stores.addresses[number]} does not have it: {failure}")
+        complete = {n: c for n, c in done.commits.items() if not commits or n in commits[-1]}
+        if not complete:
+            raise CommandError(
+                "every scope is in force, but no single store has them all, so nothing can be certified; freeze again",
+                EXIT_NOT_CONFIRMED,
+            )
+        commits.append(complete)
     return commits
 
 
@@ -125,24 +150,31 @@ def _wanted_freezes(reason: str, scopes: Sequence[str], mode: str, trigger: str)
 
 def _emit_freeze(
     context: CommandContext,
-    cluster: Cluster,
+    stores: ClusterSet,
     wanted: Sequence[Freeze],
-    commits: Sequence[Committed],
+    commits: Sequence[Mapping[int, Committed]],
     certificate: Certificate | None,
 ) -> None:
+    last = commits[-1]
+    epoch = next(iter(last.values())).flag.epoch
     if context.wants_json:
         body: dict[str, Any] = {
-            "cluster": cluster.name,
-            "epoch": commits[-1].flag.epoch,
+            "cluster": stores.name,
+            "epoch": epoch,
             "freeze": wanted[0].to_json(),
             "freezes": [cause.to_json() for cause in wanted],
-            "committed_ms": round(commits[0].committed_ms, 3),
+            "committed_ms": round(min(done.committed_ms for done in commits[0].values()), 3),
             "certificate": certificate.to_json() if certificate else None,
         }
+        if len(stores.clusters) > 1:
+            body["stores"] = [
+                {"store": address, "epoch": last[number].flag.epoch if number in last else None}
+                for number, address in enumerate(stores.addresses)
+            ]
         context.emit_json("freeze", body)
         return
     for cause in wanted:
-        click.echo(f"{cause.mode.name} {cause.scope} at epoch {commits[-1].flag.epoch}: {cause.id}")
+        click.echo(f"{cause.mode.name} {cause.scope} at epoch {epoch}: {cause.id}")
     if certificate is not None:
         show_certificate(certificate.to_json())
 
@@ -198,7 +230,14 @@ def _progress() -> Any:
 
 
 @click.command()
-@click.option("--epoch", type=click.IntRange(min=1), required=True, help="The epoch that `killswitch status` shows.")
+@click.option(
+    "--epoch",
+    "epochs",
+    type=click.IntRange(min=1),
+    required=True,
+    multiple=True,
+    help="The epoch that `killswitch status` shows; with several stores once for each, in their order.",
+)
 @click.option("--reason", required=True, help="Why, for everybody who will read the history.")
 @click.option("--scope", "scopes", multiple=True, help="Lift the freezes of exactly this scope.")
 @click.option("--freeze", "freeze_ids", multiple=True, metavar="ID", help="Lift this freeze. Without either: all.")
@@ -208,7 +247,7 @@ def _progress() -> Any:
 def release(
     context: CommandContext,
     *,
-    epoch: int,
+    epochs: Sequence[int],
     reason: str,
     scopes: Sequence[str],
     freeze_ids: Sequence[str],
@@ -221,57 +260,90 @@ def release(
     """
     if scopes and freeze_ids:
         raise click.UsageError("name freezes by --scope or by --freeze, not by both")
-    with context.cluster() as cluster:
-        flag = cluster.read_flag().flag
-        ids = _ids_to_lift(flag, epoch, scopes, freeze_ids)
-        _confirm(flag, ids, yes=yes)
-        committed = cluster.release(epoch=epoch, ids=ids, actor=operator_name(), reason=reason)
-        confirmed = _await_release(cluster, committed.flag, timeout_s)
-        if context.wants_json:
-            body = {
-                "cluster": cluster.name,
-                "epoch": committed.flag.epoch,
-                "mode": committed.flag.mode.name,
-                "lifted": sorted(ids),
-                "freezes": [cause.to_json() for cause in committed.flag.freezes],
-                "confirmed": confirmed,
-            }
-            context.emit_json("release", body)
-        else:
-            left = len(committed.flag.freezes)
-            click.echo(f"released {', '.join(sorted(ids))} at epoch {committed.flag.epoch}; {left} still in force")
+    with context.clusters() as stores:
+        if len(epochs) != len(stores.clusters):
+            raise click.UsageError(
+                f"--epoch is given once for each store, in their order: {len(stores.clusters)} times, not {len(epochs)}"
+            )
+        flags = stores.read_flags()
+        ids = _ids_to_lift(flags, epochs, scopes, freeze_ids)
+        _confirm(flags, ids, yes=yes)
+        released = stores.release(flags, epochs=epochs, ids=ids, actor=operator_name(), reason=reason)
+        after = [done.flag if done else flag for done, flag in zip(released, flags, strict=True)]
+        confirmed = all(
+            _await_release(cluster, done.flag, timeout_s)
+            for cluster, done in zip(stores.clusters, released, strict=True)
+            if done is not None
+        )
+        _emit_release(context, stores, after, ids, confirmed=confirmed)
     if not confirmed:
         talk("not every live node has confirmed the release in time; `killswitch status` shows which")
         sys.exit(EXIT_NOT_CONFIRMED)
 
 
-def _ids_to_lift(flag: Flag, epoch: int, scopes: Sequence[str], freeze_ids: Sequence[str]) -> list[str]:
-    from killswitch.core.flag import StaleEpoch, UnknownFreeze  # noqa: PLC0415 - only when used
+def _emit_release(
+    context: CommandContext, stores: ClusterSet, after: Sequence[Flag], ids: Sequence[str], *, confirmed: bool
+) -> None:
+    from killswitch.core.flag import merge  # noqa: PLC0415 - only when used
+    from killswitch.core.modes import strictest  # noqa: PLC0415 - only when used
+
+    left = merge(*(flag.freezes for flag in after))
+    epochs = ", ".join(str(flag.epoch) for flag in after)
+    if not context.wants_json:
+        click.echo(f"released {', '.join(sorted(ids))} at epoch {epochs}; {len(left)} still in force")
+        return
+    body = {
+        "cluster": stores.name,
+        "epoch": after[0].epoch,
+        "mode": strictest(flag.mode for flag in after).name,
+        "lifted": sorted(ids),
+        "freezes": [cause.to_json() for cause in left],
+        "confirmed": confirmed,
+    }
+    if len(after) > 1:
+        body["stores"] = [
+            {"store": address, "epoch": flag.epoch} for address, flag in zip(stores.addresses, after, strict=True)
+        ]
+    context.emit_json("release", body)
+
+
+def _ids_to_lift(
+    flags: Sequence[Flag], epochs: Sequence[int], scopes: Sequence[str], freeze_ids: Sequence[str]
+) -> list[str]:
+    from killswitch.core.flag import StaleEpoch, UnknownFreeze, merge  # noqa: PLC0415 - only when used
     from killswitch.core.scopes import Scope  # noqa: PLC0415 - only when used
 
-    if epoch != flag.epoch:
-        raise StaleEpoch(epoch, flag.epoch)
+    for flag, epoch in zip(flags, epochs, strict=True):
+        if epoch != flag.epoch:
+            raise StaleEpoch(epoch, flag.epoch)
     if freeze_ids:
         return list(freeze_ids)
     try:
         wanted = [Scope.parse(scope) for scope in scopes]
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    freezes = merge(*(flag.freezes for flag in flags))
     for scope in wanted:
-        if all(cause.scope != scope for cause in flag.freezes):
-            raise UnknownFreeze(f"no freeze of scope {scope} is in force at epoch {flag.epoch}; nothing was released")
-    return [cause.id for cause in flag.freezes if not wanted or cause.scope in wanted]
+        if all(cause.scope != scope for cause in freezes):
+            raise UnknownFreeze(
+                f"no freeze of scope {scope} is in force at epoch {', '.join(map(str, epochs))}; nothing was released"
+            )
+    lifted = (cause.id for cause in freezes if not wanted or cause.scope in wanted)
+    return list(dict.fromkeys(lifted))
 
 
-def _confirm(flag: Flag, ids: Sequence[str], *, yes: bool) -> None:
-    for cause in flag.freezes:
+def _confirm(flags: Sequence[Flag], ids: Sequence[str], *, yes: bool) -> None:
+    from killswitch.core.flag import merge  # noqa: PLC0415 - only when used
+
+    freezes = merge(*(flag.freezes for flag in flags))
+    for cause in freezes:
         fate = "lift" if cause.id in ids else "keep"
         talk(f"{fate}  {cause.id}  {cause.mode.name} {cause.scope}  {cause.trigger}: {cause.reason}  ({cause.actor})")
     if yes:
         return
     if not sys.stdin.isatty():
         raise CommandError("a release asks before it lifts anything; give --yes where nobody can answer", 2)
-    if not click.confirm(f"Lift {len(ids)} of {len(flag.freezes)} freezes of cluster {flag.cluster!r}?", err=True):
+    if not click.confirm(f"Lift {len(ids)} of {len(freezes)} freezes of cluster {flags[0].cluster!r}?", err=True):
         raise CommandError("nothing was released", 1)
 
 

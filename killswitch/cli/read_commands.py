@@ -1,4 +1,4 @@
-"""status, nodes, exposure, history, watch: what only reads."""
+"""status, nodes, exposure, history, watch: what only reads (and the group to which `nodes forget` belongs)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from killswitch.cli.context import EXIT_ERROR, CommandContext, print_table, talk
+from killswitch.cli.context import EXIT_ERROR, EXIT_STORE_UNAVAILABLE, CommandContext, print_table, talk
+from killswitch.cli.forget_command import forget
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from killswitch.cluster import Cluster, Membership
+    from killswitch.cluster_set import ClusterSet
     from killswitch.core.flag import Flag
+    from killswitch.core.history import HistoryEntry
     from killswitch.records import LeaderRecord
     from killswitch.stores import Entry
 
@@ -29,15 +32,56 @@ def _table(*columns: str) -> Table:
 @click.command()
 @click.pass_obj
 def status(context: CommandContext) -> None:
-    """The flag, the nodes and who leads."""
-    with context.cluster() as cluster:
-        flag = cluster.read_flag().flag
-        membership = cluster.membership()
-        leader = _readable_leader(cluster)
+    """The flag, the nodes and who leads; with several stores what each of them says.
+
+    Exits 4 when a store does not answer; what the others say is shown all the same.
+    """
+    with context.clusters() as stores:
+        if len(stores.clusters) > 1:
+            _status_of_several(context, stores)
+            return
+        cluster = stores.clusters[0]
+        seen = _read_status(cluster)
         if context.wants_json:
-            context.emit_json("status", _status_body(cluster, flag, membership, leader))
+            context.emit_json("status", _status_body(cluster, *seen))
         else:
-            _show_status(cluster, flag, membership, leader)
+            _show_status(cluster, *seen)
+
+
+def _read_status(cluster: Cluster) -> tuple[Flag, Membership, LeaderRecord | None]:
+    return cluster.read_flag().flag, cluster.membership(), _readable_leader(cluster)
+
+
+def _status_of_several(context: CommandContext, stores: ClusterSet) -> None:
+    from killswitch.cluster_set import EXPECTED_FAULTS  # noqa: PLC0415 - only when used
+    from killswitch.core.modes import Mode, strictest  # noqa: PLC0415 - only when used
+    from killswitch.stores import StoreError  # noqa: PLC0415 - only when used
+
+    bodies: list[dict[str, Any]] = []
+    modes: list[Mode] = []
+    unavailable = False
+    for cluster in stores.clusters:
+        if not context.wants_json:
+            click.echo(f"store {cluster.store.address}")
+        try:
+            seen = _read_status(cluster)
+        except EXPECTED_FAULTS as error:
+            # What one store does not say is frozen, whatever the others say.
+            modes.append(Mode.FROZEN)
+            unavailable = unavailable or isinstance(error, StoreError)
+            bodies.append({"store": cluster.store.address, "error": str(error)})
+            talk(str(error))
+            continue
+        modes.append(seen[0].mode)
+        bodies.append(_status_body(cluster, *seen))
+        if not context.wants_json:
+            _show_status(cluster, *seen)
+    if context.wants_json:
+        context.emit_json("status", {"cluster": stores.name, "mode": strictest(modes).name, "stores": bodies})
+    else:
+        click.echo(f"all stores together: {strictest(modes).name}")
+    if unavailable:
+        sys.exit(EXIT_STORE_UNAVAILABLE)
 
 
 def _readable_leader(cluster: Cluster) -> LeaderRecord | None:
@@ -117,10 +161,18 @@ def _show_status(cluster: Cluster, flag: Flag, membership: Membership, leader: L
         click.echo("no node is registered yet")
 
 
-@click.command()
-@click.pass_obj
-def nodes(context: CommandContext) -> None:
+@click.group(invoke_without_command=True)
+@click.pass_context
+def nodes(ctx: click.Context) -> None:
     """Every registered node with what it last reported; lost ones with what they held last."""
+    if ctx.invoked_subcommand is None:
+        _show_nodes(ctx.obj)
+
+
+nodes.add_command(forget)
+
+
+def _show_nodes(context: CommandContext) -> None:
     with context.cluster() as cluster:
         lines = _node_lines(cluster.membership())
         if context.wants_json:
@@ -195,7 +247,7 @@ def history(context: CommandContext, verify: bool, limit: int) -> None:
         else:
             table = _table("epoch", "at", "change", "by", "why")
             for key_epoch, entry in entries[-limit:]:
-                table.add_row(str(key_epoch), entry.at[:19] + "Z", entry.kind, entry.actor, entry.reason)
+                table.add_row(str(key_epoch), entry.at[:19] + "Z", entry.kind, entry.actor, _why(entry))
             print_table(table)
             if verify and not faults:
                 click.echo(f"verified: {len(entries)} entries, each holding the hash of the one before")
@@ -203,6 +255,11 @@ def history(context: CommandContext, verify: bool, limit: int) -> None:
             talk(f"epoch {fault.epoch}: {fault.kind}: {fault.sentence}")
     if faults:
         sys.exit(EXIT_ERROR)
+
+
+def _why(entry: HistoryEntry) -> str:
+    """The reason of a change, with the node that it is about where that is what was changed."""
+    return entry.reason if entry.forgotten is None else f"node {entry.forgotten.get('node')}: {entry.reason}"
 
 
 @click.command()

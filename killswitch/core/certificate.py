@@ -130,6 +130,34 @@ class Certificate:
         }
 
 
+_STRENGTH = {Proof.ACKED: 2, Proof.PERMIT_EXPIRED: 1, Proof.UNPROVEN: 0}
+
+
+def combine(certificates: Sequence[Certificate]) -> Certificate:
+    """Join what several stores prove of the same freeze: a node proven by one of them is proven.
+
+    A gate opens only with a permit of every store and no freeze in any, so one store's proof that it is closed is
+    proof. Every node that *any* store knows of has its line.
+
+    Args:
+        certificates: at least one; the first names the epoch.
+    """
+    best: dict[str, NodeProof] = {}
+    for line in (line for certificate in certificates for line in certificate.nodes):
+        kept = best.get(line.node)
+        if kept is None or (_STRENGTH[line.state], line.flat) > (_STRENGTH[kept.state], kept.flat):
+            best[line.node] = line
+    lines = tuple(best[node] for node in sorted(best))
+    return Certificate(
+        epoch=certificates[0].epoch,
+        freeze_ids=tuple(sorted({name for certificate in certificates for name in certificate.freeze_ids})),
+        stopped=all(line.state is not Proof.UNPROVEN for line in lines),
+        flat=all(line.flat for line in lines),
+        elapsed_ms=max(certificate.elapsed_ms for certificate in certificates),
+        nodes=lines,
+    )
+
+
 def certify(
     *,
     epoch: int,

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from killswitch.core.canonical import canonical_json, finite_or_text, sha256_hex, writable_text
-from killswitch.core.history import GENESIS_HASH, HistoryEntry, seal
+from killswitch.core.history import FORGET, GENESIS_HASH, HistoryEntry, seal
 from killswitch.core.modes import Mode, strictest
 from killswitch.core.scopes import GLOBAL, Scope
 
@@ -33,6 +33,9 @@ TRIGGER_MAX_CHARS = 32
 FREEZE_MAX_BYTES = 32 * 1024
 """Largest freeze as JSON. A full flag and the history entry of one more freeze stay below what a store takes: a flag
 that could not be written any more would be a stop button that refuses to stop."""
+
+FORGOTTEN_MAX_BYTES = 64 * 1024
+"""Largest account of a forgotten node as JSON. With a full flag its history entry stays below what a store takes."""
 
 METADATA_MAX_BYTES = 16 * 1024
 """Largest metadata of an automatic freeze; beyond it only its size is kept."""
@@ -248,6 +251,28 @@ def lift(flag: Flag, *, epoch: int, ids: Sequence[str], actor: str, at: str, rea
     )
 
 
+def forget(flag: Flag, *, forgotten: Mapping[str, Any], actor: str, at: str, reason: str) -> Change:
+    """Take a node out of the books: every freeze stays as it is, the epoch grows, the history says what was forgotten.
+
+    Args:
+        flag: the flag as it stands.
+        forgotten: what was known of the node, JSON values, at most :data:`FORGOTTEN_MAX_BYTES` of them.
+        actor: who decided it.
+        at: wall-clock time for people.
+        reason: why.
+
+    Raises:
+        ValueError: the account of the node is too large.
+    """
+    figures = finite_or_text(forgotten)
+    size = len(canonical_json(figures).encode())
+    if size > FORGOTTEN_MAX_BYTES:
+        raise ValueError(f"what is known of a node may take {FORGOTTEN_MAX_BYTES} bytes as JSON, and this takes {size}")
+    return _change(
+        flag, flag.freezes, kind=FORGET, actor=actor, at=at, reason=reason, added=(), lifted=(), forgotten=figures
+    )
+
+
 def reassert(found: Flag | None, known: Flag, cause: Freeze, *, history_epoch: int = 0) -> Change:
     """Tell a store that lost or rewrote its data what an agent remembers, and freeze for it.
 
@@ -308,6 +333,7 @@ def _change(
     reason: str,
     added: tuple[Freeze, ...],
     lifted: tuple[str, ...],
+    forgotten: Mapping[str, Any] | None = None,
 ) -> Change:
     entry = seal(
         cluster=flag.cluster,
@@ -320,5 +346,6 @@ def _change(
         lifted=lifted,
         in_force=tuple(freeze.to_json() for freeze in freezes),
         previous_hash=flag.head,
+        forgotten=forgotten,
     )
     return Change(Flag(flag.cluster, flag.epoch + 1, freezes, head=entry.hash, parent=flag.head), entry)

@@ -16,7 +16,10 @@ from killswitch.core.canonical import canonical_json, sha256_hex
 GENESIS_HASH = "0" * 64
 """What the first entry names as the one before it."""
 
-KINDS = ("init", "freeze", "release", "reassert")
+KINDS = ("init", "freeze", "release", "reassert", "forget")
+
+FORGET = "forget"
+"""The kind of entry by which a node is taken out of the books; the only one that changes no freeze."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,7 @@ class HistoryEntry:
     Attributes:
         cluster: whose history it is.
         epoch: the epoch that this change made.
-        kind: ``init``, ``freeze``, ``release`` or ``reassert``.
+        kind: ``init``, ``freeze``, ``release``, ``reassert`` or ``forget``.
         actor: who changed it.
         at: wall-clock time for people, RFC 3339 in UTC.
         reason: why.
@@ -34,7 +37,8 @@ class HistoryEntry:
         lifted: ids of the freezes that went.
         in_force: every freeze in force after the change, in full.
         previous_hash: hash of the entry before.
-        hash: SHA-256 over the canonical JSON of all the above.
+        hash: SHA-256 over the canonical JSON of all the above, and of ``forgotten`` where there is any.
+        forgotten: what was known of the node that a ``forget`` took out of the books; ``None`` for every other kind.
     """
 
     cluster: str
@@ -48,6 +52,7 @@ class HistoryEntry:
     in_force: tuple[Mapping[str, Any], ...]
     previous_hash: str
     hash: str
+    forgotten: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry as JSON values."""
@@ -55,6 +60,9 @@ class HistoryEntry:
         body["added"] = [dict(item) for item in self.added]
         body["in_force"] = [dict(item) for item in self.in_force]
         body["lifted"] = list(self.lifted)
+        if self.forgotten is None:
+            # Left out rather than null: entries from before there was such a thing keep their hashes.
+            del body["forgotten"]
         return body
 
 
@@ -90,11 +98,20 @@ def seal(
     lifted: tuple[str, ...],
     in_force: tuple[Mapping[str, Any], ...],
     previous_hash: str,
+    forgotten: Mapping[str, Any] | None = None,
 ) -> HistoryEntry:
-    """Make an entry and give it its hash."""
+    """Make an entry and give it its hash.
+
+    Raises:
+        ValueError: an unknown kind, or a ``forget`` that does not say what was forgotten.
+    """
     if kind not in KINDS:
         raise ValueError(f"a history entry cannot be of kind {kind!r}; the kinds are {', '.join(KINDS)}")
-    entry = HistoryEntry(cluster, epoch, kind, actor, at, reason, added, lifted, in_force, previous_hash, hash="")
+    if (kind == FORGET) != (forgotten is not None):
+        raise ValueError(f"an entry of kind {kind!r} says what was forgotten exactly when it is a {FORGET!r}")
+    entry = HistoryEntry(
+        cluster, epoch, kind, actor, at, reason, added, lifted, in_force, previous_hash, hash="", forgotten=forgotten
+    )
     return HistoryEntry(**{**_fields(entry), "hash": entry_hash(entry.to_json())})
 
 

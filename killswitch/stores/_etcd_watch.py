@@ -6,7 +6,7 @@ second and cancels a stream on which nothing has come for three: a member that i
 the connection, says nothing, and neither does gRPC.
 
 Each subscription has a channel of its own, thrown away with it, so that a reconnect never goes out over the
-connection that just failed.
+connection that just failed, and takes up renewed certificates.
 """
 
 from __future__ import annotations
@@ -24,14 +24,13 @@ import structlog
 from pyetcd import etcdrpc
 
 from killswitch import clock
-from killswitch.stores._etcd_channel import (
-    NANOSECONDS_PER_MS,
-    REQUIRE_LEADER,
-    describe_failure,
-)
+from killswitch.stores import _etcd_failures as failures
+from killswitch.stores._etcd_login import REQUIRE_LEADER, Metadata, TokenKeeper
+from killswitch.stores._etcd_tls import TlsFilesUnusable
 from killswitch.stores._mailbox import call_back
 from killswitch.stores.port import Entry, OnChange, OnGap
 
+NANOSECONDS_PER_MS = 1_000_000
 PROGRESS_EVERY_MS = 1_000
 SILENCE_LIMIT_INTERVALS = 3
 FIRST_BACKOFF_MS = 50
@@ -79,8 +78,11 @@ class WatchSettings:
 
     Attributes:
         addresses: ``host:port`` of each server.
-        open_channel: makes a channel to one of them.
+        open_channel: makes a channel to one of them; raises ``TlsFilesUnusable`` when a file has gone bad.
         backoff_cap_ms: longest pause between two attempts.
+        login_timeout_ms: time that logging in may take, once per subscription.
+        tokens: who we are, when the servers want a password.
+        tls: whether the channels are over TLS, for the words of the log.
         progress_every_ms: how often a sign of life is asked for; three times that without one is silence.
         now_ns: clock of the silence.
         chance: random numbers from 0 to 1.
@@ -89,6 +91,9 @@ class WatchSettings:
     addresses: Sequence[str]
     open_channel: Callable[[str], Any]
     backoff_cap_ms: int
+    login_timeout_ms: int
+    tokens: TokenKeeper | None = None
+    tls: bool = False
     progress_every_ms: int = PROGRESS_EVERY_MS
     now_ns: clock.NowNs = clock.now_ns
     chance: Callable[[], float] = random.random
@@ -112,9 +117,10 @@ class _Subscription:
         )
         self.call: Any = None
 
-    def open(self, channel: Any) -> None:
+    def open(self, channel: Any, token: Metadata) -> None:
         """Send the request that creates the watch."""
-        self.call = etcdrpc.WatchStub(channel).Watch(iter(self._requests.get, None), metadata=REQUIRE_LEADER)
+        metadata = (*REQUIRE_LEADER, *token)
+        self.call = etcdrpc.WatchStub(channel).Watch(iter(self._requests.get, None), metadata=metadata)
 
     def responses(self) -> Iterator[Any]:
         """What the server says, as it says it; raises ``grpc.RpcError`` when the stream fails."""
@@ -200,29 +206,53 @@ class EtcdWatch:
 
     def _subscribe(self, address: str) -> str:
         """Watch through one server until that ends; returns why it did."""
-        channel = self._settings.open_channel(address)
+        try:
+            channel = self._settings.open_channel(address)
+        except TlsFilesUnusable as error:
+            return str(error)
+        token: Metadata = ()
+        try:
+            token = self._token(channel)
+            return self._follow(channel, token)
+        except grpc.RpcError as error:
+            if failures.refuses_token(error):
+                self._forget_token(token)
+            return failures.shown(error, tls=self._settings.tls)
+        finally:
+            channel.close()
+
+    def _follow(self, channel: Any, token: Metadata) -> str:
+        """One subscription over an open channel, to its end; returns why it ended, or raises ``grpc.RpcError``."""
         subscription = _Subscription(self._settings, self._prefix)
         try:
             with self._lock:
                 if self._stop.is_set():
                     return "closed"
-                subscription.open(channel)
+                subscription.open(channel, token)
                 self._subscription = subscription
             for response in subscription.responses():
                 if self._stop.is_set():
                     return "closed"
                 if response.canceled:
+                    if failures.may_refuse_token(str(response.cancel_reason)):
+                        self._forget_token(token)
                     return _cancel_reason(response)
                 self._deliver(response)
-        except grpc.RpcError as error:
-            return describe_failure(error)
         finally:
             with self._lock:
                 self._subscription = None
             if subscription.call is not None:
                 subscription.end()
-            channel.close()
         return "the server ended the stream"
+
+    def _token(self, channel: Any) -> Metadata:
+        tokens = self._settings.tokens
+        return tokens.metadata(channel, self._settings.login_timeout_ms / MILLISECONDS_PER_S) if tokens else ()
+
+    def _forget_token(self, token: Metadata) -> None:
+        """So that the next attempt logs in anew. The server does not always say whether the token was at fault."""
+        if self._settings.tokens is not None:
+            self._settings.tokens.reject(token)
 
     def _deliver(self, response: Any) -> None:
         if response.created:

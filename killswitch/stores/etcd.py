@@ -2,7 +2,8 @@
 
 etcd fits the port closely: a version is the revision that a key was last modified at, a commit is a transaction that
 compares those, a lease is a lease. What needed care is in the private modules: whether a failed write can have
-happened (``_etcd_channel``), and watches that notice silence (``_etcd_watch``).
+happened (``_etcd_channel``, ``_etcd_failures``), watches that notice silence (``_etcd_watch``), certificates
+(``_etcd_tls``) and passwords (``_etcd_login``).
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from pyetcd import etcdrpc
 
 from killswitch import clock
 from killswitch.stores import _etcd_channel as wire
+from killswitch.stores import _etcd_failures as failures
+from killswitch.stores import _etcd_inspect as inspect
+from killswitch.stores._etcd_login import TokenKeeper
 from killswitch.stores._etcd_watch import (
     PROGRESS_EVERY_MS,
     EtcdWatch,
@@ -74,14 +78,23 @@ class EtcdLease:
         return self._version
 
     def keep_alive(self) -> None:
-        """Start the time to live anew; raises as the port says."""
+        """Start the time to live anew; raises as the port says.
+
+        :class:`LeaseLost` also when the key is no longer this lease's: deleted, or written over by somebody. The look
+        at the key is a linearizable read, so an old leader that is cut off cannot answer for the new one.
+        """
         request = etcdrpc.LeaseKeepAliveRequest(ID=self._lease_id)
-        answer = self._transport.ask(
-            lambda link, timeout_s: link.keep_lease_alive(request, timeout=timeout_s, metadata=wire.REQUIRE_LEADER),
-            f"keeping the lease of {self._key!r} alive",
-        )
+        what, deadline = f"keeping the lease of {self._key!r} alive", self._transport.deadline()
+        answer = self._transport.ask(lambda link, how: link.keep_lease_alive(request, **how), what, deadline)
         if answer.TTL <= 0:
             raise LeaseLost(f"the lease of {self._key!r} at etcd {self._transport.address} has run out")
+        look = etcdrpc.RangeRequest(key=key_bytes(self._key), keys_only=True)
+        found = self._transport.ask(lambda link, how: link.kv.Range(look, **how), what, deadline).kvs
+        if not found or found[0].mod_revision != self._version:
+            done = "written over" if found else "deleted"
+            raise LeaseLost(
+                f"{self._key!r} at etcd {self._transport.address} was {done}, so its lease holds it no more"
+            )
 
     def release(self) -> None:
         """Delete the key now; a lease that is gone is no error."""
@@ -96,10 +109,13 @@ class EtcdStore:
         request_timeout_ms: time that one call may take, rotation to a second server included.
         backoff_cap_ms: longest pause between two attempts to reconnect.
         progress_every_ms: how often a watch asks for a sign of life; after three times that without one it reconnects.
+        login: user and password; a token is fetched with them by the first call that needs one.
+        tls: files for TLS, ``None`` for connections in the clear. They are read now, by every watch that connects, and
+            by calls after a connection failed and the files have changed.
         now_ns: clock of the time-outs.
 
     Raises:
-        ValueError: no address.
+        ValueError: no address, or a file of ``tls`` that cannot be used.
     """
 
     def __init__(
@@ -113,19 +129,26 @@ class EtcdStore:
         tls: TlsFiles | None = None,
         now_ns: clock.NowNs = clock.now_ns,
     ) -> None:
-        if login is not None or tls is not None:
-            raise ValueError("TLS and passwords are not supported for etcd yet")
         if not addresses:
             raise ValueError("an etcd store needs the address of at least one server")
+
+        def dial(address: str) -> Any:
+            return wire.open_channel(
+                address, request_timeout_ms=request_timeout_ms, backoff_cap_ms=backoff_cap_ms, tls=tls
+            )
+
+        tokens = TokenKeeper(login, now_ns) if login else None
+        self._scheme = "etcds" if tls else "etcd"
         self._transport = wire.EtcdTransport(
-            addresses, request_timeout_ms=request_timeout_ms, backoff_cap_ms=backoff_cap_ms, now_ns=now_ns
+            addresses, request_timeout_ms=request_timeout_ms, dial=dial, tls=tls, tokens=tokens, now_ns=now_ns
         )
         self._watch_settings = WatchSettings(
             addresses=tuple(addresses),
-            open_channel=lambda address: wire.open_channel(
-                address, request_timeout_ms=request_timeout_ms, backoff_cap_ms=backoff_cap_ms
-            ),
+            open_channel=dial,
             backoff_cap_ms=backoff_cap_ms,
+            login_timeout_ms=request_timeout_ms,
+            tokens=tokens,
+            tls=tls is not None,
             progress_every_ms=progress_every_ms,
             now_ns=now_ns,
         )
@@ -141,7 +164,7 @@ class EtcdStore:
     @property
     def address(self) -> str:
         """The URL."""
-        return f"etcd://{self._transport.address}"
+        return f"{self._scheme}://{self._transport.address}"
 
     def read(self, key: str) -> Entry | None:
         """The newest value, or ``None``; raises as the port says."""
@@ -181,7 +204,7 @@ class EtcdStore:
         request = etcdrpc.LeaseGrantRequest(TTL=-(-ttl_ms // MILLISECONDS_PER_S))
         # Asking twice is harmless: a lease without keys has no effect, and runs out.
         grant = self._transport.ask(
-            lambda link, timeout_s: link.lease.LeaseGrant(request, timeout=timeout_s, metadata=wire.REQUIRE_LEADER),
+            lambda link, how: link.lease.LeaseGrant(request, **how),
             what,
             deadline,
         )
@@ -216,17 +239,18 @@ class EtcdStore:
 
     def server_version(self) -> str:
         """Version of the server that answers, such as ``3.5.16``; raises as a read does."""
-        answer = self._transport.ask(
-            lambda link, timeout_s: link.maintenance.Status(etcdrpc.StatusRequest(), timeout=timeout_s),
-            "its version",
-        )
-        return str(answer.version)
+        return inspect.server_version(self._transport)
 
-    def _range(self, request: Any, what: str) -> list[Entry]:
+    def server_settings(self) -> dict[str, str]:
+        """What ``killswitch doctor`` shows of the cluster, as far as it can be had; raises nothing of the port.
+
+        Names: member, leader, raft_term, database_bytes, member_count, members, alarms, login_required.
+        """
+        return inspect.server_settings(self._transport)
+
+    def _range(self, request: Any, what: str, deadline: wire.Deadline | None = None) -> list[Entry]:
         # RangeRequest.serializable stays false: the read goes through the leader's quorum.
-        answer = self._transport.ask(
-            lambda link, timeout_s: link.kv.Range(request, timeout=timeout_s, metadata=wire.REQUIRE_LEADER), what
-        )
+        answer = self._transport.ask(lambda link, how: link.kv.Range(request, **how), what, deadline)
         return [Entry(key_text(kv.key), bytes(kv.value), int(kv.mod_revision)) for kv in answer.kvs]
 
     def _transact(
@@ -250,11 +274,12 @@ class EtcdStore:
                 for key in expect
             ],
         )
-        answer = self._transport.write_once(
-            lambda link, timeout_s: link.kv.Txn(request, timeout=timeout_s, metadata=wire.REQUIRE_LEADER),
-            what,
-            deadline,
-        )
+        deadline = deadline or self._transport.deadline()
+        try:
+            answer = self._transport.write_once(lambda link, how: link.kv.Txn(request, **how), what, deadline)
+        except wire.DatabaseFull as full:
+            self._raise_if_undone(full, expect, operations, what, deadline)
+            raise
         if not answer.succeeded:
             found = {
                 key_text(kv.key): int(kv.mod_revision)
@@ -263,6 +288,30 @@ class EtcdStore:
             }
             raise conflict(self._transport.address, expect, found)
         return int(answer.header.revision)
+
+    def _raise_if_undone(
+        self,
+        full: wire.DatabaseFull,
+        expect: Mapping[str, int | None],
+        operations: list[Any],
+        what: str,
+        deadline: wire.Deadline,
+    ) -> None:
+        """Raise :class:`StoreUnavailable` when a read shows that a write that found no space did not happen.
+
+        The server has answered, so the write is no longer under way; and a key that it would have changed still bears
+        the version from before, which no write can bring back. An expected absence shows nothing: keys come and go.
+        """
+        changed = {key_text(change.request_put.key or change.request_delete_range.key) for change in operations}
+        key = next((key for key, version in expect.items() if version is not None and key in changed), None)
+        if key is None:
+            return
+        try:
+            found = self._range(etcdrpc.RangeRequest(key=key_bytes(key), keys_only=True), what, deadline)
+        except StoreError:
+            return
+        if found and found[0].version == expect[key]:
+            raise StoreUnavailable(f"{wire.full_sentence(self._transport.address, what)}; it was not done") from full
 
     def _check_granted(self, granted_ms: int, ttl_ms: int) -> None:
         """Refuse a lease so much longer than asked for that the declared slack would not hold."""
@@ -296,11 +345,11 @@ def _revoke(transport: wire.EtcdTransport, lease_id: int, what: str, deadline: w
     """Revoke a lease, bounded by ``deadline``; one that is gone already is no error."""
     request = etcdrpc.LeaseRevokeRequest(ID=lease_id)
 
-    def revoke(link: wire.Link, timeout_s: float) -> None:
+    def revoke(link: wire.Link, how: wire.How) -> None:
         try:
-            link.lease.LeaseRevoke(request, timeout=timeout_s, metadata=wire.REQUIRE_LEADER)
+            link.lease.LeaseRevoke(request, **how)
         except wire.RPC_ERROR as error:
-            if not wire.is_not_found(error):
+            if not failures.is_not_found(error):
                 raise
 
     transport.ask(revoke, what, deadline)

@@ -108,11 +108,12 @@ class _Data:
             return self._last_lease_id, self._version
 
     def keep_alive(self, lease_id: int) -> bool:
-        """False when the lease is gone."""
+        """False when the lease is gone, or the key is no longer its own."""
         with self._lock:
             self._expire()
             lease = self._leases.get(lease_id)
-            if lease is None:
+            cell = self._cells.get(lease.key) if lease else None
+            if lease is None or cell is None or cell.lease_id != lease_id:
                 return False
             lease.deadline_ns = self.now_ns() + lease.ttl_ns
             return True

@@ -33,7 +33,7 @@ class Conflict(StoreError):  # noqa: N818 - the five names are the port's vocabu
 
 
 class LeaseLost(StoreError):  # noqa: N818
-    """The lease is definitely gone, and with it the key."""
+    """The lease is definitely gone, or its key is no longer its own."""
 
 
 class StoreUnavailable(StoreError):  # noqa: N818
@@ -92,7 +92,7 @@ class Lease(Protocol):
         """Start the time to live anew.
 
         Raises:
-            LeaseLost: definitely gone.
+            LeaseLost: definitely gone, or its key was deleted or written over by somebody.
             StoreUnavailable: no answer; the lease may be alive or not.
         """
 

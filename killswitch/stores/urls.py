@@ -152,6 +152,16 @@ def parse_store_url(url: str) -> StoreUrl:
     )
 
 
+def without_secrets(url: str) -> str:
+    """The URL as it may be shown: a user and password in it become ``***``."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return "***"
+    # The last @ of all: whoever wrote a ? or @ into a password unencoded must not find it in a log.
+    _, at, shown = rest.rpartition("@")
+    return f"{scheme}://{'***@' if at else ''}{shown}"
+
+
 def _options(parts: SplitResult, scheme: _Scheme) -> dict[str, str]:
     options: dict[str, str] = {}
     try:

@@ -1,15 +1,15 @@
-"""From the commit of a freeze until every gate of a cluster is closed, beside bare etcd watchers that see one put.
+"""From the commit of a freeze until every gate of a cluster is closed, beside bare watchers of the same store.
 
-Ours: real agents (``killswitch agent run``, a process and a gate page each) on one real embedded etcd. The time begins
+Ours: real agents (``killswitch agent run``, a process and a gate page each) on one real server. The time begins
 just before the transaction that carries the freeze is sent, inside ``Cluster.freeze``, and ends with the last gate's
 ``changed_at_ns``, which a gate's writer takes on ``CLOCK_BOOTTIME`` after the page has closed. A second row begins when
 ``Cluster.freeze`` is called and so holds the read of the flag that precedes the transaction. A third, without a
 baseline, is the proof: until the collector of the certificate has seen the ack of every node; it is measured in rounds
 of its own, because the collector's watch costs time too.
 
-Baseline: as many processes with nothing but a gRPC stream of ``pyetcd``'s stubs on one key of the same etcd. The time
-begins just before a put of as many bytes as the flag has is sent, and ends with the last of the stamps that the
-watchers write into a shared page, on the same clock.
+Baseline: as many processes with nothing but a watch on one key of the same server, in the terms of that store
+(``fanout_stores.py``). The time begins just before a put of as many bytes as the flag has is sent, and ends with the
+last of the stamps that the watchers write into a shared page, on the same clock.
 
 Both sets of processes live all the time and rounds alternate. The watchers are idle in a round of ours. The agents are
 not quite idle in a round of the baseline: each renews its permit and keeps its lease alive every 500 ms, and reports
@@ -34,8 +34,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyetcd import etcdrpc
-
 from killswitch.certificates import CertificateCollector
 from killswitch.clock import CLOCK_ID, now_ns, wall_now
 from killswitch.cluster import Cluster, Committed, new_freeze_id
@@ -45,9 +43,8 @@ from killswitch.core.modes import Mode
 from killswitch.core.scopes import GLOBAL
 from killswitch.gate import Gate, GateState, GateUnavailable
 from killswitch.stores import open_store
-from killswitch.stores._etcd_channel import open_channel
-from killswitch.stores.embedded import EmbeddedStore
 from killswitch.stores.port import Store
+from tests.bench.fanout_stores import KINDS, NotHere, StoreUnderBench, serving
 
 ROOT = Path(__file__).resolve().parents[2]
 GATES = 32
@@ -56,8 +53,6 @@ PROOF_ROUNDS = 7
 WARM_UP_ROUNDS = 2
 TARGET_RATIO = 1.5
 CLUSTER = "bench"
-BASELINE_KEY = "/bench/baseline"
-BASELINE_NAME = "bare etcd watchers see a put"
 START_WITHIN_S = 60.0
 ROUND_WITHIN_S = 8.0
 END_AFTER_S = 85.0
@@ -71,21 +66,6 @@ TRAMPOLINE = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no process outlives a bench that is killed
 os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
-"""
-
-BARE_WATCHER = """
-import mmap, sys, time
-import grpc
-from pyetcd import etcdrpc
-address, key, page, slot, clock_id = *sys.argv[1:3], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
-file = open(page, "r+b")
-words = memoryview(mmap.mmap(file.fileno(), 0)).cast("Q")
-create = etcdrpc.WatchCreateRequest(key=key.encode())
-def requests():
-    yield etcdrpc.WatchRequest(create_request=create)
-    time.sleep(3600)
-for response in etcdrpc.WatchStub(grpc.insecure_channel(address)).Watch(requests()):
-    words[slot] = time.clock_gettime_ns(clock_id)
 """
 
 
@@ -141,27 +121,24 @@ class Round:
 
 
 class Fanout:
-    """One etcd, so many agents and so many bare watchers. Made by :func:`started`, which also ends them."""
+    """One server, so many agents and so many bare watchers. Made by :func:`started`, which also ends them."""
 
-    def __init__(self, folder: Path, store: EmbeddedStore, stack: ExitStack, gates: int) -> None:
+    def __init__(self, folder: Path, server: StoreUnderBench, store: Store, stack: ExitStack, gates: int) -> None:
         self._folder = folder
         self._stack = stack
         self.timed = TimedStore(store)
         self.cluster = Cluster(self.timed, CLUSTER)
         self.cluster.initialise(actor="bench", reason="bench")
-        self._address = store.client_url.removeprefix("etcd://")
+        self._server = server
         self._nodes = [f"n{number:02d}" for number in range(gates)]
-        channel = open_channel(self._address, request_timeout_ms=1_000, backoff_cap_ms=1_000)
-        stack.callback(channel.close)
-        self._kv = etcdrpc.KVStub(channel)
         page = folder / "stamps"
         page.write_bytes(bytes(8 * gates))
         with page.open("r+b") as file:
             self._stamps = memoryview(mmap.mmap(file.fileno(), 0)).cast("Q")
         for node in self._nodes:
-            self._spawn_agent(node, store.client_url)
+            self._spawn_agent(node, server.url)
         for slot in range(gates):
-            self._spawn(f"watcher-{slot}", "-c", BARE_WATCHER, self._address, BASELINE_KEY, page, slot, CLOCK_ID)
+            self._spawn(f"watcher-{slot}", "-c", server.watcher, server.address, page, slot, CLOCK_ID)
         self._gates = [self._open_gate(node) for node in self._nodes]
         self._until(self._all_open, START_WITHIN_S, "all gates to open")
         self._until(self._all_watch, START_WITHIN_S, "all bare watchers to answer")
@@ -211,7 +188,7 @@ class Fanout:
     def _put(self) -> int:
         flag_bytes = 350
         began_ns = now_ns()
-        self._kv.Put(etcdrpc.PutRequest(key=BASELINE_KEY.encode(), value=b"x" * flag_bytes), timeout=2)
+        self._server.put(b"x" * flag_bytes)
         return began_ns
 
     # -- what the gates and the watchers say ---------------------------------------------------------------------
@@ -278,27 +255,27 @@ def _all_acked(certificate: Certificate) -> bool:
 
 
 @contextmanager
-def started(gates: int) -> Iterator[Fanout]:
+def started(kind: str, gates: int) -> Iterator[Fanout]:
     """Start everything, and end it all by its pid, whatever happens."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ks-fanout-")))
-        store = stack.enter_context(open_store(f"embedded://{folder / 'etcd'}", request_timeout_ms=1_000))
-        assert isinstance(store, EmbeddedStore)
-        yield Fanout(folder, store, stack, gates)
+        server = stack.enter_context(serving(kind, folder))
+        store = stack.enter_context(open_store(server.url, request_timeout_ms=1_000))
+        yield Fanout(folder, server, store, stack, gates)
 
 
-def measure(gates: int, rounds: int, proof_rounds: int) -> tuple[list[Round], list[Round], list[float]]:
+def measure(kind: str, gates: int, rounds: int, proof_rounds: int) -> tuple[list[Round], list[Round], list[float]]:
     """Return the rounds of ours, those of the baseline, and the milliseconds of the proofs."""
     ours: list[Round] = []
     baseline: list[Round] = []
     proofs: list[float] = []
     began_s = time.monotonic()
-    with started(gates) as fanout:
+    with started(kind, gates) as fanout:
         for index in range(rounds + WARM_UP_ROUNDS):
             if time.monotonic() - began_s > END_AFTER_S:
                 break
-            for kind in ("ours", "baseline") if index % 2 else ("baseline", "ours"):
-                if kind == "ours":
+            for side in ("ours", "baseline") if index % 2 else ("baseline", "ours"):
+                if side == "ours":
                     ours.append(fanout.ours())
                 else:
                     baseline.append(fanout.baseline())
@@ -307,25 +284,39 @@ def measure(gates: int, rounds: int, proof_rounds: int) -> tuple[list[Round], li
     return ours[WARM_UP_ROUNDS:], baseline[WARM_UP_ROUNDS:], proofs
 
 
-def run(gates: int = GATES, rounds: int = ROUNDS, proof_rounds: int = PROOF_ROUNDS) -> list[dict[str, Any]]:
-    """Measure, and return one row from the commit, one from the call, one until the proof; milliseconds."""
-    ours, baseline, proofs = measure(gates, rounds, proof_rounds)
-    base = [round_.last_ms for round_ in baseline]
-    rows = [
-        _row(f"freeze commit sent -> {gates} gates closed", [r.last_ms for r in ours], base, TARGET_RATIO),
-        _row(f"freeze called (read too) -> {gates} gates closed", [r.before_ms + r.last_ms for r in ours], base, None),
-    ]
-    for row in rows:
-        row["spread_ms"] = {"ours": _spread(ours), "baseline": _spread(baseline)}
-    if proofs:
-        rows.append(_row(f"freeze called -> {gates} acks seen", proofs, None, None))
+def run(
+    gates: int = GATES, rounds: int = ROUNDS, proof_rounds: int = PROOF_ROUNDS, kinds: Sequence[str] = KINDS
+) -> list[dict[str, Any]]:
+    """Measure each store, and return for each a row from the commit, one from the call, one until the proof, in ms.
+
+    A store whose server cannot be had here is left out, and said so on stderr.
+    """
+    rows = []
+    for kind in kinds:
+        try:
+            ours, baseline, proofs = measure(kind, gates, rounds, proof_rounds)
+        except NotHere as error:
+            print(f"freeze_fanout: {kind} is left out: {error}", file=sys.stderr)
+            continue
+        base = [round_.last_ms for round_ in baseline]
+        target = TARGET_RATIO if kind == "etcd" else None
+        called = [r.before_ms + r.last_ms for r in ours]
+        timed = [
+            _row(f"{kind}: freeze commit sent -> {gates} gates closed", [r.last_ms for r in ours], base, target),
+            _row(f"{kind}: freeze called (read too) -> {gates} gates closed", called, base, None),
+        ]
+        for row in timed:
+            row["spread_ms"] = {"ours": _spread(ours), "baseline": _spread(baseline)}
+        rows += timed
+        if proofs:
+            rows.append(_row(f"{kind}: freeze called -> {gates} acks seen", proofs, None, None))
     return rows
 
 
 def _row(name: str, took: list[float], base: list[float] | None, target: float | None) -> dict[str, Any]:
     row: dict[str, Any] = {"name": name, "unit": "ms", "rounds": len(took), "target_ratio": target}
     row |= {name: round(_percentile(took, share), 2) for name, share in FIGURES.items()}
-    row["baseline_name"] = BASELINE_NAME if base else None
+    row["baseline_name"] = "bare watchers see a put" if base else None
     for figure, share in FIGURES.items():
         row[f"baseline_{figure}"] = round(_percentile(base, share), 2) if base else None
         row[f"ratio_{figure}"] = round(_percentile(took, share) / _percentile(base, share), 3) if base else None
@@ -355,22 +346,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gates", type=int, default=GATES)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--store", choices=KINDS, action="append", help="only this one; may be given again")
     parser.add_argument("--proof-rounds", type=int, default=PROOF_ROUNDS)
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     given = parser.parse_args()
     began_s = time.monotonic()
-    rows = run(given.gates, given.rounds, given.proof_rounds)
+    rows = run(given.gates, given.rounds, given.proof_rounds, given.store or KINDS)
     if given.json:
         print(json.dumps(rows, indent=2))
         return
     for row in rows:
         print(f"{row['name']}: " + ", ".join(f"{figure} {row[figure]} ms" for figure in FIGURES))
         if row["baseline_name"]:
-            print(f"  {BASELINE_NAME}: " + ", ".join(f"{f} {row[f'baseline_{f}']} ms" for f in FIGURES))
+            print(f"  {row['baseline_name']}: " + ", ".join(f"{f} {row[f'baseline_{f}']} ms" for f in FIGURES))
             ratios = ", ".join(f"{figure} {row[f'ratio_{figure}']}" for figure in FIGURES)
             print(f"  ratio: {ratios} (target {row['target_ratio']})")
             print(f"  first/middle/last process: {row['spread_ms']}")
-    print(f"{rows[0]['rounds']} rounds each, {time.monotonic() - began_s:.0f} s in all")
+    print(f"{time.monotonic() - began_s:.0f} s in all")
 
 
 if __name__ == "__main__":

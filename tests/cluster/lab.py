@@ -95,16 +95,17 @@ class Lab:
     rules: Mapping[str, Any] = field(default_factory=dict)
     agent_settings: Mapping[str, Any] = field(default_factory=dict)
     name: str = "lab"
+    stores_count: int = 1
 
     def __post_init__(self) -> None:
         self.processes: dict[str, Process] = {}
         # In memory where there is a place for it: a disk that stalls in a sync is no fault that a test here asks for.
         memory = Path("/dev/shm")
         self.data = Path(tempfile.mkdtemp(prefix="killswitch-lab-", dir=memory if memory.is_dir() else self.folder))
-        store = open_store(f"embedded://{self.data}", request_timeout_ms=TIMING.request_timeout_ms)
-        assert isinstance(store, EmbeddedStore)
-        self.store = store
-        self.cluster = Cluster(store, self.name, timing=TIMING)
+        self.stores = [self._open_store(number) for number in range(self.stores_count)]
+        self.clusters = [Cluster(store, self.name, timing=TIMING) for store in self.stores]
+        # The first of each is the one that a test with a single store means.
+        self.store, self.cluster = self.stores[0], self.clusters[0]
         self.config = self.folder / "killswitch.json"  # JSON is YAML
         settings = {
             "timing": {key: getattr(TIMING, key) for key in TIMING.__dataclass_fields__},
@@ -113,19 +114,24 @@ class Lab:
         }
         self.config.write_text(json.dumps(settings))
 
+    def _open_store(self, number: int) -> EmbeddedStore:
+        store = open_store(f"embedded://{self.data / str(number)}", request_timeout_ms=TIMING.request_timeout_ms)
+        assert isinstance(store, EmbeddedStore)
+        return store
+
     # -- the command ---------------------------------------------------------------------------------------------
 
-    def arguments(self, *words: str) -> list[str]:
-        """The command line of a call of the command."""
+    def arguments(self, *words: str, only: bool = False) -> list[str]:
+        """The command line of a call of the command; with ``only`` the words name the store themselves."""
+        stores = [] if only else [word for store in self.stores for word in ("--store", store.client_url)]
         return [
-            sys.executable, "-m", "killswitch", "--config", str(self.config), "--store", self.store.client_url,
-            "--cluster", self.name, *words,
+            sys.executable, "-m", "killswitch", "--config", str(self.config), *stores, "--cluster", self.name, *words,
         ]  # fmt: skip
 
-    def run(self, *words: str, timeout_s: float = 30, expect: int | None = 0) -> Ran:
+    def run(self, *words: str, timeout_s: float = 30, expect: int | None = 0, only: bool = False) -> Ran:
         """Call the command and return what it printed."""
         done = subprocess.run(
-            self.arguments(*words), capture_output=True, text=True, timeout=timeout_s, cwd=ROOT, check=False,
+            self.arguments(*words, only=only), capture_output=True, text=True, timeout=timeout_s, cwd=ROOT, check=False,
             env=clean_environment(),
         )  # fmt: skip
         assert "Traceback" not in done.stderr, done.stderr
@@ -139,8 +145,8 @@ class Lab:
 
     def release(self, expect: int | None = 0) -> Ran:
         """Release everything at the current epoch by the command."""
-        epoch = self.cluster.read_flag().flag.epoch
-        return self.run("-o", "json", "release", "--epoch", str(epoch), "--reason", "a test", "--yes", expect=expect)
+        epochs = [word for c in self.clusters for word in ("--epoch", str(c.read_flag().flag.epoch))]
+        return self.run("-o", "json", "release", *epochs, "--reason", "a test", "--yes", expect=expect)
 
     # -- daemons -------------------------------------------------------------------------------------------------
 
@@ -195,6 +201,11 @@ class Lab:
         record = self.cluster.membership().live.get(node)
         return record is not None and record.pid == pid
 
+    def gate_deadline_ns(self, node: str) -> int:
+        """Until when the node's permit lasts, as its page says."""
+        with Gate.open(self.gate_path(node)) as gate:
+            return gate.snapshot().permit_deadline_ns
+
     def has_permit(self, node: str, pid: int | None = None) -> bool:
         """The gate has a permit that has not run out, frozen or not, written by this process."""
         with contextlib.suppress(GateError), Gate.open(self.gate_path(node)) as gate:
@@ -211,9 +222,9 @@ class Lab:
         wait_until(lambda: not Path(f"/proc/{pid}").exists() or _is_zombie(pid), what="etcd to die")
         return pid
 
-    def pause_etcd(self) -> int:
-        """SIGSTOP the store's server, and wait until the kernel says that it stands."""
-        pid = self.store.etcd_pid
+    def pause_etcd(self, number: int = 0) -> int:
+        """SIGSTOP a store's server, and wait until the kernel says that it stands."""
+        pid = self.stores[number].etcd_pid
         os.kill(pid, signal.SIGSTOP)
         wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T", what="the pause")
         return pid
@@ -230,7 +241,8 @@ class Lab:
                     process.popen.send_signal(signal.SIGCONT)
                 process.popen.kill()
                 process.popen.wait(timeout=10)
-        self.store.close()
+        for store in self.stores:
+            store.close()
         shutil.rmtree(self.data, ignore_errors=True)
 
     def logs(self) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -23,23 +22,6 @@ RULES = {
     "gross_notional": {"hard_usd": 1_000_000},
     "symbol_notional": {"hard_usd": 90_000, "mode": "reduce-only"},
 }
-
-
-@pytest.fixture
-def make_lab(tmp_path: Path) -> Iterator[Callable[..., Lab]]:
-    """Make clusters that end with the test."""
-    labs: list[Lab] = []
-
-    def make(**options: Any) -> Lab:
-        lab = Lab(tmp_path, **options)
-        labs.append(lab)
-        lab.run("init")
-        return lab
-
-    yield make
-    for lab in labs:
-        print(lab.logs())
-        lab.close()
 
 
 def leader(lab: Lab) -> str | None:

@@ -8,7 +8,7 @@ import json
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ import pytest
 from agents.routers import RouterPresence
 from killswitch import Gate
 from killswitch.core.permit import expiry_bound_ms, worst_case
-from killswitch.link import CancelResult, Exposure, Holding, RouterLink, Stop
+from killswitch.link import Exposure, Holding
 from killswitch.records import NodeRecord
 from tests.cluster.lab import FAULT_FACTOR, TIMING, Lab
+from tests.cluster.router import Router
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
@@ -28,48 +29,6 @@ PERMIT_S = expiry_bound_ms(TIMING.permit_ttl_ms, TIMING.clock_rate_ratio) / 1000
 REACHABLE_S = worst_case(TIMING).reachable_ms / 1000
 FAILOVER_S = worst_case(TIMING).failover_ms / 1000
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
-
-
-@pytest.fixture
-def make_lab(tmp_path: Path) -> Iterator[Callable[..., Lab]]:
-    """Make clusters that end with the test."""
-    labs: list[Lab] = []
-
-    def make(*, initialise: bool = True, **options: Any) -> Lab:
-        lab = Lab(tmp_path, **options)
-        labs.append(lab)
-        if initialise:
-            lab.run("init")
-        return lab
-
-    yield make
-    for lab in labs:
-        print(lab.logs())
-        lab.close()
-
-
-class Router:
-    """An order router's half of the link with a few orders working."""
-
-    def __init__(self, lab: Lab, node: str, name: str, working: int) -> None:
-        self.working = working
-        self.gate = Gate.open(lab.gate_path(node), wait_s=5)
-        self.link = RouterLink(lab.folder / f"{node}.sock", router=name, gate=self.gate, on_stop=self.cancel)
-        self.link.start()
-        self.report()
-
-    def report(self, quantity: float = 1.0) -> None:
-        holdings = {"BTCUSDT": Holding(quantity, 40_000.0)}
-        self.link.report(Exposure(holdings=holdings, working_orders=self.working, last_sequence=9))
-
-    def cancel(self, stop: Stop) -> CancelResult:
-        del stop
-        cancelled, self.working = self.working, 0
-        return CancelResult(cancelled=cancelled, failed=0, open=0, last_sequence=9)
-
-    def close(self) -> None:
-        self.link.close()
-        self.gate.close()
 
 
 def line_of(certificate: dict[str, Any], node: str) -> dict[str, Any]:

@@ -17,13 +17,19 @@ from tests.conformance.rigs.etcd import EmbeddedRig, EtcdContainerRig, EtcdUrlRi
 from tests.conformance.rigs.memory import MemoryRig
 from tests.conformance.rigs.network import connections_to
 from tests.conformance.rigs.observer import Observer
+from tests.conformance.rigs.redis import RedisContainerRig, RedisUrlRig
+from tests.conformance.rigs.zookeeper import ZooKeeperContainerRig, ZooKeeperUrlRig
 from tests.images.choose import choose_image, do_without_ryuk_where_it_cannot_be_had, give_up, require_docker
 from tests.waiting import wait_until
 
 DOCKER = [pytest.mark.docker, pytest.mark.timeout(900)]
-KINDS = ["memory", "embedded", pytest.param("etcd", marks=DOCKER)]
-IN_CONTAINERS: dict[str, Callable[[str], Rig]] = {"etcd": EtcdContainerRig}
-BY_URL: dict[str, Callable[[str], Rig]] = {"etcd": EtcdUrlRig}
+KINDS = ["memory", "embedded", *(pytest.param(kind, marks=DOCKER) for kind in ("etcd", "redis", "zookeeper"))]
+IN_CONTAINERS: dict[str, Callable[[str], ServerRig]] = {
+    "etcd": EtcdContainerRig,
+    "redis": RedisContainerRig,
+    "zookeeper": ZooKeeperContainerRig,
+}
+BY_URL: dict[str, Callable[[str], Rig]] = {"etcd": EtcdUrlRig, "redis": RedisUrlRig, "zookeeper": ZooKeeperUrlRig}
 
 
 @pytest.fixture(scope="session", params=KINDS)
@@ -40,12 +46,13 @@ def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     elif url := os.environ.get(f"KILLSWITCH_TEST_{request.param.upper()}_URL"):
         made = BY_URL[request.param](url)
     else:
-        made = _in_container(request.param)
+        made = start_in_container(request.param)
     yield made
     made.close()
 
 
-def _in_container(kind: str) -> Rig:
+def start_in_container(kind: str) -> ServerRig:
+    """A server of its own, in a container."""
     client = require_docker()
     try:
         do_without_ryuk_where_it_cannot_be_had(client)

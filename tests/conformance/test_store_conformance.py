@@ -325,3 +325,22 @@ def test_a_key_put_again_without_the_lease_outlives_it(store: Store, at: str) ->
     version = store.commit({f"{at}k": lease.version}, {f"{at}k": b"lasting"})
     lease.release()
     assert store.read(f"{at}k") == Entry(f"{at}k", b"lasting", version)
+
+
+@pytest.mark.parametrize("taken_away", ["written over", "deleted", "created again"])
+def test_a_lease_whose_key_somebody_else_took_away_is_lost(
+    store: Store, other: Store, at: str, taken_away: str
+) -> None:
+    """Keeping alive says so, because a holder that has no key any more is no holder."""
+    lease = store.hold(f"{at}k", b"mine", 60_000)
+    lease.keep_alive()
+    if taken_away == "written over":
+        other.commit({f"{at}k": lease.version}, {f"{at}k": b"theirs"})
+    else:
+        other.commit({}, {}, [f"{at}k"])
+    if taken_away == "created again":
+        other.hold(f"{at}k", b"theirs", 60_000)
+    with pytest.raises(LeaseLost):
+        lease.keep_alive()
+    lease.release()
+    assert (other.read(f"{at}k") is None) == (taken_away == "deleted")

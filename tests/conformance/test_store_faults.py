@@ -21,6 +21,7 @@ from tests.waiting import wait_until
 
 NO_SERVER = "the store is in this process, so there is no server and no network that could fail"
 NOT_OURS = "the server was started by somebody else, and is not ours to pause or kill"
+ONE_SERVER = "a redis:// URL names one server; test_redis_faults.py has Sentinel in place of a second one"
 SKIPS: dict[str, dict[str, str]] = {
     "memory": {
         "test_a_server_that_is_not_there_is_unavailable_in_time": NO_SERVER,
@@ -39,6 +40,31 @@ SKIPS: dict[str, dict[str, str]] = {
     "embedded": {},
     "etcd": {},
     "etcd by URL": {
+        "test_a_killed_server_forgets_nothing_and_the_watch_goes_on": NOT_OURS,
+        "test_a_watch_opened_while_the_server_is_away_begins_when_it_is_back": NOT_OURS,
+        "test_a_hanging_server_makes_a_commit_unknown_and_a_fence_settles_it": NOT_OURS,
+        "test_after_an_unknown_outcome_nothing_more_is_sent_blindly": NOT_OURS,
+        "test_silence_is_never_taken_for_health": NOT_OURS,
+        "test_closing_is_quick_while_the_server_hangs": NOT_OURS,
+    },
+    "redis": {
+        "test_a_second_server_answers_in_place_of_a_dead_or_mute_one": ONE_SERVER,
+        "test_a_watch_moves_to_another_server_when_its_own_falls_silent": ONE_SERVER,
+        "test_a_commit_whose_reply_the_network_loses_is_unknown_and_has_happened": ONE_SERVER,
+    },
+    "redis by URL": {
+        "test_a_second_server_answers_in_place_of_a_dead_or_mute_one": ONE_SERVER,
+        "test_a_watch_moves_to_another_server_when_its_own_falls_silent": ONE_SERVER,
+        "test_a_commit_whose_reply_the_network_loses_is_unknown_and_has_happened": ONE_SERVER,
+        "test_a_killed_server_forgets_nothing_and_the_watch_goes_on": NOT_OURS,
+        "test_a_watch_opened_while_the_server_is_away_begins_when_it_is_back": NOT_OURS,
+        "test_a_hanging_server_makes_a_commit_unknown_and_a_fence_settles_it": NOT_OURS,
+        "test_after_an_unknown_outcome_nothing_more_is_sent_blindly": NOT_OURS,
+        "test_silence_is_never_taken_for_health": NOT_OURS,
+        "test_closing_is_quick_while_the_server_hangs": NOT_OURS,
+    },
+    "zookeeper": {},
+    "zookeeper by URL": {
         "test_a_killed_server_forgets_nothing_and_the_watch_goes_on": NOT_OURS,
         "test_a_watch_opened_while_the_server_is_away_begins_when_it_is_back": NOT_OURS,
         "test_a_hanging_server_makes_a_commit_unknown_and_a_fence_settles_it": NOT_OURS,
@@ -73,6 +99,10 @@ def test_the_skips_are_those_that_need_a_server_of_ours() -> None:
         "embedded": 0,
         "etcd": 0,
         "etcd by URL": 6,
+        "redis": 3,
+        "redis by URL": 9,
+        "zookeeper": 0,
+        "zookeeper by URL": 6,
     }
     kept_by_memory = tests - set(SKIPS["memory"]) - {"test_the_skips_are_those_that_need_a_server_of_ours"}
     assert kept_by_memory == {

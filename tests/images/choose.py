@@ -54,7 +54,7 @@ def choose_image(client: docker.DockerClient, name: str) -> str:
     public, built = PUBLIC_IMAGES[name], f"killswitch-test/{name}:bookworm"
     if _have(client, built):
         return built  # somebody built it here, because the public one could not be had
-    if _have_or_pull(client, public):
+    if have_or_pull(client, public):
         return public
     done = subprocess.run(
         [str(BUILD_SCRIPT), name], capture_output=True, text=True, timeout=BUILD_WITHIN_S, check=False
@@ -66,7 +66,7 @@ def choose_image(client: docker.DockerClient, name: str) -> str:
 
 def do_without_ryuk_where_it_cannot_be_had(client: docker.DockerClient) -> None:
     """Turn the reaper of testcontainers off when its image is not there; the fixtures remove their containers."""
-    if not _have_or_pull(client, testcontainers_config.ryuk_image):
+    if not have_or_pull(client, testcontainers_config.ryuk_image):
         os.environ["TESTCONTAINERS_RYUK_DISABLED"] = "true"
 
 
@@ -78,7 +78,7 @@ def _have(client: docker.DockerClient, image: str) -> bool:
     return True
 
 
-def _have_or_pull(client: docker.DockerClient, image: str) -> bool:
+def have_or_pull(client: docker.DockerClient, image: str) -> bool:
     if _have(client, image):
         return True
     try:

@@ -352,6 +352,99 @@ def test_release_that_each_live_node_confirms_exits_0(run: Run, cluster: Cluster
     assert told(result, "release")["confirmed"] is True
 
 
+# -- nodes, nodes forget ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lost(cluster: Cluster) -> str:
+    """A registered node without a live agent, with a position and working orders."""
+    put(cluster, cluster.keys.under("nodes", "n2"), a_node("n2", PERMIT_TTL_MS))
+    put(cluster, cluster.keys.under("reports", "n2"), a_report("n2", working_orders=3, BTC=-1250.0))
+    return "n2"
+
+
+def test_nodes_lists_without_a_subcommand(run: Run, lost: str) -> None:
+    """`killswitch nodes` goes on listing, as a table and as JSON."""
+    (line,) = told(run("-o", "json", "nodes"), "nodes")["nodes"]
+    assert (line["node"], line["state"], line["working_orders"]) == ("n2", "LOST", 3)
+    assert "LOST" in run("nodes").stdout
+
+
+def test_forget_shows_what_goes_and_takes_the_node_out_of_the_books(run: Run, cluster: Cluster, lost: str) -> None:
+    """NOTHING IS LOST: the person sees what the node held last, that nothing is cancelled, and the history has it."""
+    began = time.monotonic()
+    result = run("nodes", "forget", "n2", "--yes", "--reason", "sold")
+    assert time.monotonic() - began >= BOUND_MS / 1000
+    assert (result.exit_code, result.stdout) == (
+        0,
+        "forgotten: node n2 at epoch 2; its last report is in the history\n",
+    )
+    assert "BTC  -1250 = -1,250.00 USD" in result.stderr
+    assert "3 working orders" in result.stderr
+    assert "nothing here cancels them" in result.stderr
+    assert cluster.membership().nodes == {}
+    shown = run("history", "--verify").stdout
+    assert "node n2: sold" in shown
+    assert "verified: 2 entries" in shown
+
+
+def test_forget_as_json_says_everything(run: Run, cluster: Cluster, lost: str) -> None:
+    """One document: the epoch, the hash to keep, and all that was known of the node."""
+    freeze_now(cluster)
+    body = told(run("-o", "json", "nodes", "forget", "n2", "--yes"), "forget")
+    assert (body["cluster"], body["node"], body["epoch"], body["mode"]) == ("c", "n2", 3, "FROZEN")
+    assert body["forgotten"]["report"]["holdings"]["BTC"]["notional_usd"] == -1250.0
+    _, entry = cluster.history()[-1]
+    assert (entry.hash, entry.actor, entry.reason) == (body["history_hash"], "operator:ann@desk", body["reason"])
+    assert entry.forgotten == body["forgotten"]
+    assert told(run("-o", "json", "history"), "history")["entries"][-1]["forgotten"] == body["forgotten"]
+
+
+def test_forget_without_yes_and_without_a_terminal_refuses(run: Run, cluster: Cluster, lost: str) -> None:
+    """Where nobody can be asked nothing is forgotten."""
+    before = contents(cluster)
+    result = run("nodes", "forget", "n2")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "give --yes where nobody can answer" in result.stderr
+    assert "gross" in result.stderr
+    assert contents(cluster) == before
+
+
+@pytest.mark.usefixtures("lost")
+@pytest.mark.parametrize(("answer", "exit_code"), [("y\n", 0), ("n\n", 1), ("", 1)])
+def test_forget_on_a_terminal_asks(
+    run: Run, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, answer: str, exit_code: int
+) -> None:
+    """On a terminal it asks, and only a yes forgets."""
+    monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda _: True, raising=False)
+    result = run("nodes", "forget", "n2", input=answer)
+    assert result.exit_code == exit_code
+    assert "Forget node 'n2' of cluster 'c'?" in result.stderr
+    assert ("n2" in cluster.membership().nodes) is (exit_code != 0)
+
+
+@pytest.mark.parametrize(("node", "says"), [("n1", "node 'n1' is alive"), ("n9", "knows no node 'n9'")])
+def test_forget_of_a_live_or_unknown_node_exits_5_and_changes_nothing(
+    run: Run, cluster: Cluster, node: str, says: str
+) -> None:
+    """PROOF, NOT HOPE: who may hold a permit stays in the books; a mistyped name is told."""
+    go_live(cluster)
+    before = contents(cluster)
+    result = run("nodes", "forget", node, "--yes")
+    assert (result.exit_code, result.stdout) == (5, "")
+    assert says in result.stderr
+    assert contents(cluster) == before
+
+
+def test_forget_of_a_node_that_never_reported_says_that_nothing_is_known(run: Run, cluster: Cluster) -> None:
+    """A person who forgets such a node must know that nobody knows what it holds."""
+    put(cluster, cluster.keys.under("nodes", "n2"), b"{}")
+    result = run("nodes", "forget", "n2", "--yes")
+    assert result.exit_code == 0
+    assert "it never made a report: what it holds is not known" in result.stderr
+    assert "only you can know that its machine is off" in result.stderr
+
+
 # -- history ---------------------------------------------------------------------------------------------------------
 
 
@@ -412,6 +505,8 @@ def test_history_verified_exits_1_on_a_tampered_store(run: Run, cluster: Cluster
         ("release", "--epoch", "1", "--reason", "r", "--yes", "--scope", "global", "--freeze", "f1"),
         ("release", "--epoch", "1", "--reason", "r", "--yes", "--scope", "galaxy"),
         ("history", "--limit", "0"),
+        ("nodes", "forget"),
+        ("nodes", "no-such-command"),
         ("no-such-command",),
         ("status", "--no-such-option"),
         ("-o", "xml", "status"),
@@ -431,7 +526,13 @@ def test_a_wrong_use_exits_2_and_changes_nothing(run: Run, cluster: Cluster, arg
 
 @pytest.mark.parametrize(
     "args",
-    [("status",), ("freeze", "--reason", "r"), ("release", "--epoch", "1", "--reason", "r", "--yes"), ("history",)],
+    [
+        ("status",),
+        ("freeze", "--reason", "r"),
+        ("release", "--epoch", "1", "--reason", "r", "--yes"),
+        ("history",),
+        ("nodes", "forget", "n1", "--yes"),
+    ],
 )
 def test_a_cluster_without_a_flag_exits_1_and_says_what_to_do(run: Run, args: tuple[str, ...]) -> None:
     """UNKNOWN IS FROZEN: before init every command says that the gates stay closed, and how to begin."""
@@ -443,7 +544,13 @@ def test_a_cluster_without_a_flag_exits_1_and_says_what_to_do(run: Run, args: tu
 
 
 @pytest.mark.parametrize(
-    "args", [("status",), ("freeze", "--reason", "r"), ("release", "--epoch", "1", "--reason", "r", "--yes")]
+    "args",
+    [
+        ("status",),
+        ("freeze", "--reason", "r"),
+        ("release", "--epoch", "1", "--reason", "r", "--yes"),
+        ("nodes", "forget", "n1", "--yes"),
+    ],
 )
 def test_an_unreadable_flag_exits_1_and_is_left_alone(run: Run, cluster: Cluster, args: tuple[str, ...]) -> None:
     """UNKNOWN IS FROZEN: a flag that cannot be read is told by its key and never overwritten."""
@@ -461,6 +568,7 @@ def test_an_unreadable_flag_exits_1_and_is_left_alone(run: Run, cluster: Cluster
         ("init",),
         ("status",),
         ("nodes",),
+        ("nodes", "forget", "n1", "--yes"),
         ("exposure",),
         ("history",),
         ("watch",),
@@ -492,7 +600,7 @@ def test_an_etcd_that_is_not_there_exits_4_in_one_line() -> None:
     assert line.startswith("Error: etcd at 127.0.0.1:1 did not answer")
 
 
-@pytest.mark.parametrize("store", ["nonsense", "redis://h", "etcd://h:99999", "embedded://"])
+@pytest.mark.parametrize("store", ["nonsense", "mysql://h", "etcd://h:99999", "embedded://"])
 def test_a_store_url_that_is_not_understood_exits_2_in_one_sentence(store: str) -> None:
     """A mistyped URL is a usage error with what to write instead, never a traceback."""
     result = CliRunner().invoke(cli, ["--store", store, "status"])
@@ -565,7 +673,10 @@ def _imported_by(*args: str) -> list[str]:
     return list(heavy)
 
 
-@pytest.mark.parametrize("args", [("--help",), ("freeze", "--help"), ("release", "--help"), ("status", "--help")])
+@pytest.mark.parametrize(
+    "args",
+    [("--help",), ("freeze", "--help"), ("release", "--help"), ("status", "--help"), ("nodes", "forget", "--help")],
+)
 def test_help_imports_no_client_library(args: tuple[str, ...]) -> None:
     """The freeze must start quickly: --help imports neither grpc nor pydantic, nor anything else that is slow."""
     assert _imported_by(*args) == []

@@ -360,3 +360,31 @@ def test_no_value_makes_loading_fail_in_another_way(load: Load, data: st.DataObj
         assert timing_faults(loaded.timing.to_core()) == []
         levels = [rule["hard_usd"] for rule in loaded.coordinator.rules.model_dump().values() if "hard_usd" in rule]
         assert all(level is None or (level > 0 and math.isfinite(level)) for level in levels)
+
+
+# -- several stores --------------------------------------------------------------------------------------------------
+
+
+def test_one_store_or_a_list_of_them(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text is one store, a list several; the environment separates them by spaces."""
+    assert load("store: memory://x").stores == ("memory://x",)
+    assert load("store: [memory://x, memory://y]").stores == ("memory://x", "memory://y")
+    assert load("store: memory://x", store=["memory://a", "memory://b"]).stores == ("memory://a", "memory://b")
+    monkeypatch.setenv("KILLSWITCH_STORE", "memory://x  etcd://h1:2379,h2:2379")
+    assert load("").stores == ("memory://x", "etcd://h1:2379,h2:2379")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("store: []", "store: names no store"),
+        ("store: ' '", "store: names no store"),
+        ("store: [redis://me:secret@h, redis://me:secret@h]", "store: names one store twice"),
+        ("store: {secret: 1}", "store.*valid"),
+    ],
+)
+def test_a_list_of_stores_that_makes_no_sense_is_refused_without_repeating_it(load: Load, text: str, said: str) -> None:
+    """A URL may hold a password, so a fault of the list says what is wrong and shows nothing of it."""
+    with pytest.raises(ConfigError, match=said) as caught:
+        load(text)
+    assert "secret" not in str(caught.value)

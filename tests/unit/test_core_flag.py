@@ -19,6 +19,7 @@ from killswitch.cluster import Cluster
 from killswitch.core.canonical import canonical_json
 from killswitch.core.flag import (
     ESCALATION_ID,
+    FORGOTTEN_MAX_BYTES,
     FREEZE_MAX_BYTES,
     IN_FORCE_MAX_BYTES,
     MAX_FREEZES,
@@ -30,6 +31,7 @@ from killswitch.core.flag import (
     UnknownFreeze,
     add,
     fitting_freeze,
+    forget,
     initial,
     lift,
     merge,
@@ -38,6 +40,8 @@ from killswitch.core.flag import (
 from killswitch.core.history import verify
 from killswitch.core.modes import Mode
 from killswitch.core.scopes import GLOBAL, Scope
+from killswitch.forgetting import forget as forget_node
+from killswitch.forgetting import look
 from killswitch.stores.faulty import FaultyStore
 from killswitch.stores.memory import MemoryStore
 from killswitch.stores.port import VALUE_MAX_BYTES, OutcomeUnknown, StoreUnavailable
@@ -386,6 +390,41 @@ def test_a_release_that_names_nothing_or_something_unknown_lifts_nothing(ids: li
         lift(flag, epoch=flag.epoch, ids=ids, actor="a", at=AT, reason="over")
 
 
+# -- forget ----------------------------------------------------------------------------------------------------------
+
+
+@LAW
+@given(GROUPS)
+def test_forgetting_a_node_changes_no_freeze_and_is_a_change_like_any_other(group: list[Freeze]) -> None:
+    """RELEASE IS FENCED: the epoch grows and the chain goes on, so that what was decided before it is stale."""
+    flag = flag_of(group)
+    change = forget(flag, forgotten={"node": "n2"}, actor="operator:ann", at=AT, reason="sold")
+    assert change.flag.freezes == flag.freezes
+    assert (change.flag.epoch, change.flag.parent) == (flag.epoch + 1, flag.head)
+    assert (change.entry.kind, change.entry.added, change.entry.lifted) == ("forget", (), ())
+    assert change.entry.forgotten == {"node": "n2"}
+    assert judge(flag, change.flag) is Finding.ADOPT
+    with pytest.raises(StaleEpoch):
+        lift(change.flag, epoch=flag.epoch, ids=["f1"], actor="a", at=AT, reason="over")
+
+
+def test_a_node_forgotten_under_a_full_flag_still_fits_into_the_store() -> None:
+    """NOTHING IS LOST: the largest account and the largest flag make a history entry that a store takes."""
+    flag, _ = full_flag()
+    account = {"node": "n2", "text": "x" * (FORGOTTEN_MAX_BYTES - 30)}
+    change = forget(flag, forgotten=account, actor="a", at=AT, reason="r" * 1000)
+    large = dataclasses.replace(change.entry, in_force=({"text": "x" * IN_FORCE_MAX_BYTES},))
+    assert len(canonical_json(large.to_json())) < VALUE_MAX_BYTES
+    with pytest.raises(ValueError, match=f"may take {FORGOTTEN_MAX_BYTES} bytes as JSON, and this takes"):
+        forget(flag, forgotten={"text": "x" * FORGOTTEN_MAX_BYTES}, actor="a", at=AT, reason="r")
+
+
+def test_figures_of_a_forgotten_node_that_are_not_finite_become_words() -> None:
+    """NOTHING IS LOST: what was known reaches the history even when it is no number."""
+    change = forget(first_flag(), forgotten={"pnl_usd": math.nan}, actor="a", at=AT, reason="r")
+    assert change.entry.forgotten == {"pnl_usd": "nan"}
+
+
 # -- every interrupted prefix ----------------------------------------------------------------------------------------
 
 STEPS = st.lists(
@@ -393,6 +432,7 @@ STEPS = st.lists(
         st.tuples(st.just("add"), FREEZES),
         st.tuples(st.just("lift"), st.integers(0, 5)),
         st.tuples(st.just("reassert"), st.sampled_from(["lost", "regressed", "rewritten"])),
+        st.tuples(st.just("forget"), st.sampled_from(["n1", "n2"])),
     ),
     max_size=8,
 )
@@ -402,6 +442,8 @@ def decide(flag: Flag, before: Flag, kind: str, argument: Any) -> Change | None:
     """The pure decision of one step, on the flag as it is; ``before`` is the flag one step ago."""
     if kind == "add":
         return add(flag, argument)
+    if kind == "forget":
+        return forget(flag, forgotten={"node": argument}, actor="a", at=AT, reason="gone")
     if kind == "lift":
         if not flag.freezes:
             return None
@@ -468,14 +510,14 @@ def _commit_under_fault(store: FaultyStore, cluster: Cluster, change: Change, fa
     if fault == "cut":
         store.cut()
         with pytest.raises(StoreUnavailable):
-            cluster._commit(change, flag_version=version)
+            cluster.commit_change(change, flag_version=version)
         store.heal()
     elif fault == "lost_reply":
         store.lose_next_reply()
         with pytest.raises(OutcomeUnknown):
-            cluster._commit(change, flag_version=version)
+            cluster.commit_change(change, flag_version=version)
     else:
-        cluster._commit(change, flag_version=version)
+        cluster.commit_change(change, flag_version=version)
 
 
 # -- escalation ------------------------------------------------------------------------------------------------------
@@ -681,6 +723,14 @@ class FlagInAStore(RuleBasedStateMachine):
     def release_of_an_older_epoch(self, back: int) -> None:
         with pytest.raises(StaleEpoch):
             self.cluster.release(epoch=self.epoch - back, ids=["f1"], actor="a", reason="over")
+
+    @rule(lost_reply=st.booleans())
+    def a_node_is_forgotten(self, *, lost_reply: bool) -> None:
+        self.store.commit({}, {self.cluster.keys.under("nodes", "n9"): b"unreadable"})
+        remains = dataclasses.replace(look(self.cluster, "n9"), wait_ms=0.0)
+        if lost_reply:
+            self.store.lose_next_reply()
+        self._counts(forget_node(self.cluster, remains, actor="a", reason="gone").flag.epoch, 1)
 
     def _counts(self, epoch: int, by: int) -> None:
         assert epoch == self.epoch + by

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from killswitch.core.flag import Flag, Freeze, add, initial, lift
+from killswitch.core.flag import Flag, Freeze, add, forget, initial, lift
 from killswitch.core.history import GENESIS_HASH, HistoryEntry, HistoryFault, entry_hash, seal, verify
 from killswitch.core.modes import Mode
 from killswitch.core.scopes import Scope
@@ -23,7 +23,7 @@ Chain = list[tuple[int, HistoryEntry]]
 
 
 def a_chain() -> tuple[Chain, Flag]:
-    """Six changes: set up, three freezes with figures, a release, a freeze."""
+    """Seven changes: set up, three freezes with figures, a release, a node forgotten, a freeze."""
     changes = [initial("c", actor="operator:ann", at=AT, reason="set up")]
     for number, scope in enumerate(("global", "venue:bybit", "symbol:BTC")):
         change = add(changes[-1].flag, _freeze(f"f{number}", scope))
@@ -31,6 +31,8 @@ def a_chain() -> tuple[Chain, Flag]:
         changes.append(change)
     last = changes[-1].flag
     changes.append(lift(last, epoch=last.epoch, ids=["f0", "f2"], actor="operator:bob", at=AT, reason="looked"))
+    gone = {"node": "n2", "report": {"gross_usd": 12.5, "holdings": {}}}
+    changes.append(forget(changes[-1].flag, forgotten=gone, actor="operator:bob", at=AT, reason="sold"))
     change = add(changes[-1].flag, _freeze("f9", "desk:rates"))
     assert change is not None
     changes.append(change)
@@ -89,6 +91,8 @@ def test_any_changed_field_of_any_entry_is_found(position: int, name: str, data:
 
 def _other(value: Any, data: st.DataObject) -> Any:
     """A value of the same kind that is not the same."""
+    if value is None or isinstance(value, dict):
+        return {**(value or {}), "report": data.draw(st.none() | st.just({"gross_usd": 0.0}))}
     if isinstance(value, int):
         return data.draw(st.integers(0, 99).filter(lambda number: number != value))
     if isinstance(value, str):
@@ -216,5 +220,23 @@ def test_a_flag_with_edited_freezes_is_found(edit: str) -> None:
 def test_an_entry_of_an_unknown_kind_cannot_be_made() -> None:
     """An error names the kinds that exist."""
     body = {field: getattr(CHAIN[0][1], field) for field in FIELDS if field != "hash"}
-    with pytest.raises(ValueError, match=re.escape("the kinds are init, freeze, release, reassert")):
+    with pytest.raises(ValueError, match=re.escape("the kinds are init, freeze, release, reassert, forget")):
         seal(**{**body, "kind": "edit"})
+
+
+def test_an_entry_from_before_nodes_could_be_forgotten_keeps_its_hash() -> None:
+    """NOTHING IS LOST: histories that exist verify as they did; this hash was made by the version before."""
+    entry = seal(
+        cluster="c", epoch=1, kind="init", actor="operator:ann", at=AT, reason="set up", added=(), lifted=(),
+        in_force=(), previous_hash=GENESIS_HASH,
+    )  # fmt: skip
+    assert entry.hash == "c0944062198d6adaaac13a7e2fd635f04a584947aa6fe282e91d69dc7ac5b254"
+    assert "forgotten" not in entry.to_json()
+
+
+@pytest.mark.parametrize(("kind", "forgotten"), [("forget", None), ("release", {"node": "n2"}), ("init", {})])
+def test_an_entry_says_what_was_forgotten_exactly_when_something_was(kind: str, forgotten: Any) -> None:
+    """NOTHING IS LOST: a node cannot be forgotten without saying what is."""
+    body = {field: getattr(CHAIN[0][1], field) for field in FIELDS if field != "hash"}
+    with pytest.raises(ValueError, match="says what was forgotten exactly when it is a 'forget'"):
+        seal(**{**body, "kind": kind, "forgotten": forgotten})

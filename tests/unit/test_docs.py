@@ -69,6 +69,8 @@ def leaf(words: list[str]) -> tuple[click.Command, list[str]]:
     while isinstance(command, click.Group):
         context = click.Context(command, info_name=command.name)
         _, rest, _ = command.make_parser(context).parse_args(list(words))
+        if not rest and command.invoke_without_command:
+            return command, rest
         assert rest, f"{words} names no subcommand"
         found = command.get_command(context, rest[0])
         assert found is not None, f"there is no subcommand {rest[0]!r}"

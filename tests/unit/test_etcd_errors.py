@@ -11,17 +11,21 @@ from typing import Any
 import grpc
 import pytest
 from pyetcd import etcdrpc
+from pyetcd.etcdrpc.kv_pb2 import KeyValue
 
 from killswitch.stores import OutcomeUnknown, StoreForbidden, StoreUnavailable
 from killswitch.stores._etcd_watch import backoff_ms, prefix_range
 from killswitch.stores.etcd import EtcdStore
+from killswitch.stores.urls import Login
 from tests.waiting import wait_until
 
 Code = grpc.StatusCode
 
 
-class ScriptedEtcd(etcdrpc.KVServicer, etcdrpc.LeaseServicer, etcdrpc.WatchServicer):  # type: ignore[misc]
-    """Serves reads, and answers writes, leases and watches as told. Counts what reaches it."""
+class ScriptedEtcd(  # type: ignore[misc]
+    etcdrpc.KVServicer, etcdrpc.LeaseServicer, etcdrpc.WatchServicer, etcdrpc.AuthServicer
+):
+    """Serves reads, and answers writes, leases, watches and logins as told. Counts what reaches it."""
 
     def __init__(self) -> None:
         self.fail_reads: tuple[Any, str] | None = None
@@ -35,10 +39,17 @@ class ScriptedEtcd(etcdrpc.KVServicer, etcdrpc.LeaseServicer, etcdrpc.WatchServi
         self.revoked: list[int] = []
         self.read_when: threading.Event | None = None
         self.allowed_s: list[float] = []
+        self.found: Any = etcdrpc.RangeResponse()
+        self.good_tokens: set[str] | None = None
+        self.refuse_token = (Code.UNAUTHENTICATED, "etcdserver: invalid auth token")
+        self.fail_logins: tuple[Any, str] | None = None
+        self.log_in_when: threading.Event | None = None
+        self.logins = 0
         self._server = grpc.server(ThreadPoolExecutor(8))
         etcdrpc.add_KVServicer_to_server(self, self._server)
         etcdrpc.add_LeaseServicer_to_server(self, self._server)
         etcdrpc.add_WatchServicer_to_server(self, self._server)
+        etcdrpc.add_AuthServicer_to_server(self, self._server)
         self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
         self._server.start()
 
@@ -53,12 +64,14 @@ class ScriptedEtcd(etcdrpc.KVServicer, etcdrpc.LeaseServicer, etcdrpc.WatchServi
             self.read_when.wait(10.0)
         if self.fail_reads:
             context.abort(*self.fail_reads)
-        return etcdrpc.RangeResponse()
+        self._check_token(context)
+        return self.found
 
     def Txn(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
         self.writes += 1
         if self.fail_writes:
             context.abort(*self.fail_writes)
+        self._check_token(context)
         return etcdrpc.TxnResponse(succeeded=True, header=etcdrpc.ResponseHeader(revision=7))
 
     def LeaseGrant(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
@@ -71,7 +84,28 @@ class ScriptedEtcd(etcdrpc.KVServicer, etcdrpc.LeaseServicer, etcdrpc.WatchServi
     def Watch(self, requests: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
         self.watches += 1
         self.watched_at_s.append(time.monotonic())
+        if self.good_tokens is not None and _token(context) not in self.good_tokens:
+            yield etcdrpc.WatchResponse(
+                created=True, canceled=True, cancel_reason="rpc error: ... etcdserver: permission denied"
+            )
+            return
         yield from self.watch_responses
+
+    def Authenticate(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
+        self.logins += 1
+        if self.log_in_when:
+            self.log_in_when.wait(10.0)
+        if self.fail_logins:
+            context.abort(*self.fail_logins)
+        return etcdrpc.AuthenticateResponse(token=f"{request.name}.{self.logins}")
+
+    def _check_token(self, context: Any) -> None:
+        if self.good_tokens is not None and _token(context) not in self.good_tokens:
+            context.abort(*self.refuse_token)
+
+
+def _token(context: Any) -> str:
+    return str(dict(context.invocation_metadata()).get("token", ""))
 
 
 @pytest.fixture
@@ -123,8 +157,6 @@ def test_a_refusal_for_good_is_forbidden_and_no_other_server_is_asked(
         (Code.INTERNAL, "stream terminated by RST_STREAM"),
         (Code.ABORTED, ""),
         (Code.CANCELLED, ""),
-        # The first write that fills the database is applied, and answered so.
-        (Code.RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded"),
     ],
 )
 def test_a_write_that_failed_after_it_was_sent_is_unknown_and_sent_to_nobody_else(
@@ -186,6 +218,150 @@ def test_a_lease_far_longer_than_asked_for_is_refused(store: EtcdStore, servers:
     assert servers[0].writes == 0
     assert servers[0].revoked == [1]
     store.hold("k", b"v", 7_000)
+
+
+FULL = (Code.RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded")
+
+
+def version_found(version: int) -> Any:
+    """A read's answer: the key at this version."""
+    return etcdrpc.RangeResponse(kvs=[KeyValue(key=b"k", mod_revision=version)])
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "error"),
+    [
+        # The first write that fills the database is applied, and answered so.
+        (3, version_found(3), StoreUnavailable),
+        (3, version_found(4), OutcomeUnknown),
+        (3, etcdrpc.RangeResponse(), OutcomeUnknown),
+        (None, etcdrpc.RangeResponse(), OutcomeUnknown),
+    ],
+    ids=["as before", "changed", "gone", "absence proves nothing"],
+)
+def test_a_write_that_found_no_space_did_not_happen_where_a_read_shows_so(
+    store: EtcdStore, servers: list[ScriptedEtcd], expected: int | None, found: Any, error: type[Exception]
+) -> None:
+    """It is not forbidden, because it passes; the sentence says what to do; no other member is asked to write."""
+    servers[0].fail_writes, servers[0].found = FULL, found
+    with pytest.raises(error, match=r"out of space.*alarm disarm"):
+        store.commit({"k": expected}, {"k": b"v"})
+    assert (servers[0].writes, servers[1].writes) == (1, 0)
+
+
+def test_a_write_that_found_no_space_is_unknown_when_nobody_can_be_asked(
+    store: EtcdStore, servers: list[ScriptedEtcd]
+) -> None:
+    """A failed look proves nothing."""
+    store.commit({}, {"k": b"v"})
+    servers[0].fail_writes = FULL
+    servers[0].fail_reads = servers[1].fail_reads = (Code.UNAVAILABLE, "")
+    with pytest.raises(OutcomeUnknown, match="out of space"):
+        store.commit({"k": 3}, {"k": b"v"})
+
+
+LOGIN = Login(username="agent", password="very-secret")
+
+
+@pytest.fixture
+def known(servers: list[ScriptedEtcd]) -> Iterator[EtcdStore]:
+    """A client of both with a login."""
+    addresses = [server.address for server in servers]
+    with EtcdStore(addresses, request_timeout_ms=3_000, backoff_cap_ms=100, login=LOGIN) as made:
+        yield made
+
+
+def test_one_login_serves_all_calls_of_all_threads(known: EtcdStore, servers: list[ScriptedEtcd]) -> None:
+    """Checking a password costs a server some 50 ms."""
+    servers[0].good_tokens = {"agent.1"}
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda _: known.read("k"), range(8))) == [None] * 8
+    known.commit({}, {"k": b"v"})
+    assert (servers[0].logins, servers[1].reads) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        (Code.UNAUTHENTICATED, "etcdserver: invalid auth token"),
+        (Code.INVALID_ARGUMENT, "etcdserver: revision of auth store is old"),
+        (Code.UNKNOWN, "auth: revision in header is old"),
+        (Code.INVALID_ARGUMENT, "etcdserver: user name is empty"),
+    ],
+)
+def test_a_refused_token_is_renewed_once_and_the_call_made_again(
+    known: EtcdStore, servers: list[ScriptedEtcd], refusal: tuple[Any, str]
+) -> None:
+    """Writes as well, because a refused one did not happen."""
+    known.commit({}, {"k": b"v"})
+    servers[0].good_tokens, servers[0].refuse_token = {"agent.2", "agent.3"}, refusal
+    assert known.commit({}, {"k": b"v"}) == 7
+    assert (servers[0].logins, servers[0].writes) == (2, 3)
+    servers[0].good_tokens = {"agent.3"}
+    assert known.read("k") is None
+    assert (servers[0].logins, servers[1].reads) == (3, 0)
+
+
+def test_a_server_that_refuses_every_token_is_not_asked_without_end(
+    known: EtcdStore, servers: list[ScriptedEtcd]
+) -> None:
+    """Twice at each server, then the call is unavailable: a restart between login and call is no judgement on us."""
+    known.commit({}, {"k": b"v"})
+    servers[0].good_tokens = servers[1].good_tokens = set()
+    with pytest.raises(StoreUnavailable, match="invalid auth token"):
+        known.commit({}, {"k": b"v"})
+    assert servers[0].writes == 3
+    assert servers[1].reads == 2
+    assert servers[1].writes == 0
+    assert servers[0].logins + servers[1].logins <= 5
+
+
+def test_a_wrong_password_is_forbidden_and_not_repeated(known: EtcdStore, servers: list[ScriptedEtcd]) -> None:
+    """Neither at another server, nor in the words of the error."""
+    details = "etcdserver: authentication failed, invalid user ID or password"
+    servers[0].fail_logins = (Code.INVALID_ARGUMENT, details)
+    for call in (lambda: known.read("k"), lambda: known.commit({}, {"k": b"v"})):
+        with pytest.raises(StoreForbidden, match="the user name or the password is wrong") as refused:
+            call()
+        assert "very-secret" not in str(refused.value)
+    assert (servers[0].logins, servers[0].reads, servers[0].writes, servers[1].logins) == (2, 0, 0, 0)
+    assert "very-secret" not in repr(known)
+
+
+def test_a_server_that_wants_no_password_gets_none(known: EtcdStore, servers: list[ScriptedEtcd]) -> None:
+    """As etcd's own client does, so that passwords can be turned on while agents run."""
+    servers[0].fail_logins = (Code.FAILED_PRECONDITION, "etcdserver: authentication is not enabled")
+    servers[0].good_tokens = {""}
+    known.commit({}, {"k": b"v"})
+    assert known.read("k") is None
+    assert servers[0].logins == 1
+
+
+def test_logging_in_counts_into_the_time_of_a_call(known: EtcdStore, servers: list[ScriptedEtcd]) -> None:
+    """A server that hangs in a login leaves time for another, and a write that waited for it was never sent."""
+    servers[0].log_in_when = threading.Event()
+    started_s = time.monotonic()
+    known.commit({}, {"k": b"v"})
+    assert 0.7 < time.monotonic() - started_s < 3.5
+    servers[0].log_in_when.set()
+    assert (servers[0].writes, servers[1].writes) == (0, 1)
+
+
+def test_a_watch_whose_token_is_refused_logs_in_anew(known: EtcdStore, servers: list[ScriptedEtcd]) -> None:
+    """etcd 3.5.1 says "permission denied" for a token that has run out."""
+    known.read("k")
+    for server in servers:
+        server.good_tokens, server.watch_responses = {"agent.2", "agent.3"}, [etcdrpc.WatchResponse(created=True)]
+    gaps = watch_gaps(known)
+    wait_until(lambda: gaps, what="a gap")
+    assert servers[0].logins + servers[1].logins >= 2
+
+
+def test_a_user_without_permission_for_the_probe_may_write(store: EtcdStore, servers: list[ScriptedEtcd]) -> None:
+    """The read that goes before the first write is of a key that few may read; that it is denied is an answer."""
+    servers[0].fail_reads = (Code.PERMISSION_DENIED, "etcdserver: permission denied")
+    assert store.commit({}, {"k": b"v"}) == 7
+    assert (servers[0].reads, servers[0].writes) == (1, 1)
 
 
 def watch_gaps(store: EtcdStore) -> list[None]:

@@ -272,6 +272,25 @@ def test_a_permit_more_than_an_hour_ahead_is_refused(writer: GateWriter, gate: G
     assert not gate.is_open
 
 
+def test_closed_early_stays_closed_until_the_next_change_and_counts_from_there(path: Path) -> None:
+    """BOUNDED STOP: a freeze that is not understood yet lets nothing pass; what follows says what it was."""
+    with GateWriter(path, cluster="prod", node="n1") as writer, Gate.open(path) as gate:
+        deadline_ns = now_ns() + MINUTE_NS
+        writer.update([], epoch=1, permit_deadline_ns=deadline_ns)
+        before_ns = now_ns()
+        writer.close_early()
+        closed_ns = now_ns()
+        assert not gate.allows("A")
+        writer.update([freeze()], epoch=2, permit_deadline_ns=deadline_ns)
+        assert before_ns <= writer.changed_at_ns <= closed_ns
+        writer.update([], epoch=3, permit_deadline_ns=deadline_ns)
+        assert gate.allows("A")
+        assert writer.changed_at_ns > closed_ns, "the early moment belongs to one change only"
+        writer.close_early()
+        writer.extend(deadline_ns)
+        assert gate.allows("A"), "what turned out to be nothing is lifted by the next renewal"
+
+
 def test_changed_at_is_taken_after_the_gate_closed(path: Path) -> None:
     """How fast gates close is measured with this figure, so it may not be flattering."""
     passed_at: dict[int, bool] = {}

@@ -16,13 +16,13 @@ from agents.journal import Journal, JournalDamaged
 from agents.voice import Voice
 from killswitch import Gate
 from killswitch.clock import now_ns
-from killswitch.cluster import Cluster, new_freeze_id
+from killswitch.cluster import Cluster, StoredFlag, new_freeze_id
 from killswitch.core.flag import Freeze
 from killswitch.core.modes import Mode
 from killswitch.core.permit import Timing
 from killswitch.core.scopes import Scope
 from killswitch.gate import GateWriter
-from killswitch.stores import StoreUnavailable
+from killswitch.stores import Entry, StoreUnavailable
 from killswitch.stores.faulty import FaultyStore
 from killswitch.stores.memory import MemoryStore
 from tests.waiting import wait_until
@@ -52,6 +52,7 @@ class Node:
         self.journal = Journal(self.folder / "n1.journal", cluster="c")
         self.keeper = GateKeeper(self.writer, self.journal, self.cluster, "n1", on_change=self.changes.set)
         self.keeper.set_registered(True)
+        self.keeper.lease_confirmed(now_ns())
         self.gate = Gate.open(self.folder / "gate")
 
     def restart(self) -> None:
@@ -126,6 +127,29 @@ def test_a_permit_counts_from_before_the_read_was_sent(make_node: Callable[..., 
     store.read = slow_read  # type: ignore[method-assign, assignment]  # the moment of the read is what is tested
     assert node.keeper.renew()
     assert node.keeper.permit_until_ns <= sent[0] + node.cluster.timing.permit_ttl_ms * 1_000_000
+
+
+@pytest.mark.parametrize(("scope", "early"), [("global", True), ("symbol:BTCUSDT", False)])
+def test_a_freeze_of_everything_closes_before_it_is_understood(
+    make_node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch, scope: str, early: bool
+) -> None:
+    """BOUNDED STOP: the word that routers look at falls first; a freeze of one symbol makes no other order wait."""
+    node = make_node()
+    node.keeper.renew()
+    node.freeze(cause(scope))
+    understood = node.cluster.parse_flag
+    open_while_parsed: list[bool] = []
+
+    def parse(entry: Entry | None) -> StoredFlag:
+        open_while_parsed.append(node.gate.is_open)
+        return understood(entry)
+
+    monkeypatch.setattr(node.cluster, "parse_flag", parse)
+    assert node.gate.is_open
+    node.keeper.heard(node.flag_entry())
+    assert open_while_parsed == [not early]
+    assert not node.gate.allows("BTCUSDT")
+    assert node.gate.allows("ETHUSDT") is not early
 
 
 def test_a_freeze_heard_by_the_watch_closes_at_once_and_a_release_heard_opens_nothing(
@@ -512,3 +536,15 @@ def test_agents_that_knew_different_epochs_settle_on_one_flag_and_one_release_op
         assert node.gate.allows("BTC")
         node.keeper.close()
         node.gate.close()
+
+
+def test_no_permit_outlasts_the_lease_that_the_store_was_last_seen_to_keep(make_node: Callable[..., Node]) -> None:
+    """PROOF, NOT HOPE: a node whose lease the store may have let go has no permit, so a person may forget it."""
+    node = make_node(timing=SHORT)
+    assert node.keeper.renew()
+    wait_until(lambda: not node.keeper.renew(), what="the lease to be too old to trade on")
+    wait_until(lambda: not node.gate.allows("BTC"), what="the last permit to run out")
+    assert node.keeper.last_finding == "adopt"
+    node.keeper.lease_confirmed(now_ns())
+    assert node.keeper.renew()
+    assert node.gate.allows("BTC")

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from killswitch.core.certificate import KnownNode
-from killswitch.core.flag import Flag, Freeze, add, initial, lift
+from killswitch.core.flag import Flag, Freeze, add, forget, initial, lift
 from killswitch.core.history import verify
 from killswitch.core.modes import Mode
 from killswitch.records import (
@@ -53,6 +53,10 @@ RECORDS: list[Record] = [
     HistoryRecord(
         cluster="c", epoch=2, kind="freeze", actor="a", at=AT, reason="r", added=[FreezeRecord(**A_FREEZE)], lifted=[],
         in_force=[FreezeRecord(**A_FREEZE)], previous_hash="b" * 64, hash="a" * 64,
+    ),
+    HistoryRecord(
+        cluster="c", epoch=3, kind="forget", actor="a", at=AT, reason="r", added=[], lifted=[], in_force=[],
+        previous_hash="b" * 64, hash="a" * 64, forgotten={"node": "n2", "report": None},
     ),
     NodeRecord(node="n1", permit_ttl_ms=2000, build="1", limits_hash="x", address="h", registered_at=AT),
     LiveRecord(node="n1", instance="i", pid=7, boot_id="b", gate="/g", started_at=AT),
@@ -195,10 +199,14 @@ def test_a_history_comes_back_from_the_store_and_verifies(group: list[Freeze]) -
         changes += [change] if change else []
     last = changes[-1].flag
     changes.append(lift(last, epoch=last.epoch, ids=[last.freezes[0].id], actor="a", at=AT, reason="over"))
+    gone = {"node": "n2", "report": {"pnl_usd": -0.1, "last_sequence": None}}
+    changes.append(forget(changes[-1].flag, forgotten=gone, actor="a", at=AT, reason="sold"))
     flag = changes[-1].flag
     stored = [HistoryRecord.from_core(change.entry).to_bytes() for change in changes]
     entries = [HistoryRecord.from_bytes(value, key="k").to_core() for value in stored]
     assert entries == [change.entry for change in changes]
+    # What an earlier version wrote and reads has no such field.
+    assert [b"forgotten" in value for value in stored] == [False] * (len(stored) - 1) + [True]
     in_force = [freeze.to_json() for freeze in flag.freezes]
     pairs = [(entry.epoch, entry) for entry in entries]
     assert verify(pairs, flag_epoch=flag.epoch, flag_head=flag.head, flag_freezes=in_force) == []

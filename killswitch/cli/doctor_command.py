@@ -1,0 +1,122 @@
+"""doctor: what is wrong with the stores, the cluster and this machine."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from killswitch.cli.context import EXIT_ERROR, EXIT_STORE_UNAVAILABLE, CommandContext, print_table
+
+if TYPE_CHECKING:
+    from killswitch.config import Settings
+    from killswitch.doctor.measurements import Examination, StoreExamined
+    from killswitch.doctor.verdict import Finding
+
+
+@click.command()
+@click.option("--node-gate", metavar="PATH", help="The gate page of a node of this machine. [agent.gate]")
+@click.pass_obj
+def doctor(context: CommandContext, node_gate: str | None) -> None:
+    """Say what is wrong with the store, the cluster and this machine, and what to do about it.
+
+    Writes to one key of its own below the cluster's keys, and deletes it. Exits 0 when nothing is wrong (notes are
+    allowed), 1 with a warning or a fault, 4 when a store does not answer.
+    """
+    from killswitch.doctor.findings import judge  # noqa: PLC0415 - loads the store's client
+    from killswitch.doctor.verdict import Severity, worst  # noqa: PLC0415 - as above
+
+    seen = _examine(context, context.settings(), node_gate)
+    found = judge(seen)
+    if context.wants_json:
+        context.emit_json("doctor", _body(seen, found))
+    else:
+        _show(seen, found)
+    if not all(one.store.answers for one in seen.stores):
+        sys.exit(EXIT_STORE_UNAVAILABLE)
+    if worst(found) >= Severity.WARNING:
+        sys.exit(EXIT_ERROR)
+
+
+def _examine(context: CommandContext, settings: Settings, node_gate: str | None) -> Examination:
+    from killswitch.doctor.machine import ClockPair, examine_machine  # noqa: PLC0415 - only when used
+    from killswitch.doctor.measurements import Examination  # noqa: PLC0415 - only when used
+
+    clocks = ClockPair()
+    stores = tuple(_examine_store(context, url) for url in settings.stores)
+    machine = examine_machine(
+        clocks,
+        gate=node_gate or settings.agent.gate.format(cluster=settings.cluster),
+        gate_asked_for=node_gate is not None,
+        state_dir=settings.agent.state_dir.format(cluster=settings.cluster),
+    )
+    return Examination(settings.timing.to_core(), settings.cluster, stores, machine)
+
+
+def _examine_store(context: CommandContext, url: str) -> StoreExamined:
+    """Examine one store; one that cannot even be opened is a finding like any other."""
+    from killswitch.doctor.measurements import StoreExamined, StoreSeen  # noqa: PLC0415 - only when used
+    from killswitch.doctor.probes import examine  # noqa: PLC0415 - only when used
+    from killswitch.stores import StoreError  # noqa: PLC0415 - only when used
+    from killswitch.stores.urls import without_secrets  # noqa: PLC0415 - only when used
+
+    try:
+        with context.cluster(context.settings(store=[url])) as cluster:
+            return examine(cluster)
+    except StoreError as error:
+        return StoreExamined(StoreSeen(address=without_secrets(url), answers=False, error=str(error)), None)
+
+
+def _body(seen: Examination, found: Sequence[Finding]) -> dict[str, Any]:
+    from killswitch.core.permit import worst_case  # noqa: PLC0415 - only when used
+    from killswitch.doctor.verdict import worst  # noqa: PLC0415 - only when used
+
+    bounds = worst_case(seen.timing)
+    return {
+        "cluster": seen.cluster,
+        "verdict": worst(found).word,
+        "findings": [finding.to_json() for finding in found],
+        "stores": [
+            {**asdict(one.store), "cluster": None if one.cluster is None else asdict(one.cluster)}
+            for one in seen.stores
+        ],
+        "machine": asdict(seen.machine),
+        "timing": asdict(seen.timing),
+        "worst_case": {
+            "reachable_ms": round(bounds.reachable_ms, 3),
+            "unreachable_ms": round(bounds.unreachable_ms, 3),
+        },
+    }
+
+
+def _show(seen: Examination, found: Sequence[Finding]) -> None:
+    from rich.table import Table  # noqa: PLC0415 - only tables pay for it
+    from rich.text import Text  # noqa: PLC0415 - as above
+
+    from killswitch.doctor.verdict import Severity  # noqa: PLC0415 - only when used
+
+    several = len(seen.stores) > 1
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("", no_wrap=True)
+    table.add_column("about", no_wrap=True)
+    if several:
+        table.add_column("store", overflow="fold", max_width=20)
+    table.add_column("finding", overflow="fold")
+    for finding in found:
+        word = finding.severity.word.upper() if finding.severity >= Severity.WARNING else finding.severity.word
+        # As plain text: a sentence may quote what others wrote, and brackets would be taken for markup.
+        cells = (word, finding.topic, *((finding.store or "-",) if several else ()), finding.sentence)
+        table.add_row(*map(Text, cells))
+    print_table(table)
+    counts = {severity: sum(finding.severity is severity for finding in found) for severity in Severity}
+    click.echo(
+        f"cluster {seen.cluster}: {_count(counts[Severity.FAULT], 'fault')}, "
+        f"{_count(counts[Severity.WARNING], 'warning')}, {_count(counts[Severity.NOTE], 'note')}"
+    )
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"

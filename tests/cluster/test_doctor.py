@@ -1,0 +1,69 @@
+"""The doctor on a real etcd with a real agent: what an operator hears in each state of the cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.cluster.lab import Lab
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.cluster
+
+
+def examined(lab: Lab, exit_code: int) -> dict[str, Any]:
+    """What the doctor says with the gate of n1, by topic: the worst of each."""
+    # By its own name the store is known to be one server on purpose, which is a note there and a warning elsewhere.
+    words = ("--store", lab.store.address, "-o", "json", "doctor", "--node-gate", str(lab.gate_path("n1")))
+    body = lab.run(*words, expect=exit_code, only=True).json
+    assert body["schema"] == "killswitch.doctor/1"
+    worst: dict[str, Any] = {"json": body}
+    for finding in body["findings"]:
+        worst.setdefault(finding["topic"], (finding["severity"], finding["sentence"]))
+    return worst
+
+
+def test_the_doctor_tells_the_states_of_a_cluster_apart(make_lab: Callable[..., Lab]) -> None:
+    """Not initialised, healthy, frozen, store hanging, agent dead: each is told by what it means and what to do."""
+    lab = make_lab(initialise=False)
+    found = examined(lab, 1)
+    assert found["flag"][0] == "fault"
+    assert "`killswitch --cluster lab init`" in found["flag"][1]
+    assert found["gate"][0] == "fault"
+
+    lab.run("init")
+    lab.start_coordinator("c1")
+    agent = lab.start_agent("n1")
+    wait_until(lambda: lab.cluster.leader() is not None, what="a leader")
+    found = examined(lab, 0)
+    assert found["json"]["verdict"] in {"ok", "note"}
+    (one,) = found["json"]["stores"]
+    assert (one["reads"]["count"], one["writes"]["count"], one["watch"]["error"]) == (20, 20, "")
+    assert one["version"]
+    assert found["json"]["machine"]["gate"]["writer_pid"] == agent.pid
+    assert found["leader"] == ("ok", "c1 leads in term 1")
+    assert lab.cluster.store.scan(lab.cluster.keys.under("doctor")) == []
+
+    lab.freeze()
+    assert "1 freeze in force at epoch 2" in examined(lab, 0)["flag"][1]
+
+    pid = lab.pause_etcd()
+    try:
+        found = examined(lab, 4)
+    finally:
+        lab.resume_etcd(pid)
+    assert found["store"][0] == "fault"
+    assert "every gate closes by itself within 1260 ms" in found["store"][1]
+    assert found["gate"][1].startswith("node n1: FROZEN") or "is closed" in found["gate"][1]
+
+    agent.kill()
+    wait_until(lambda: "n1" not in lab.cluster.membership().live, within_s=20, what="the lease of n1 to run out")
+    found = examined(lab, 1)
+    assert found["gate"][0] == "fault"
+    assert f"its agent (pid {agent.pid}) is gone" in found["gate"][1]
+    assert found["nodes"][0] == "warning"
+    assert "`killswitch nodes forget n1`" in found["nodes"][1]
+    # The same server by its address: nobody says that one member is enough.
+    assert "etcd has one member only" in lab.run("doctor", expect=1).out

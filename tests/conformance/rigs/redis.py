@@ -1,0 +1,94 @@
+"""Redis: in a container, or one that runs already."""
+
+from __future__ import annotations
+
+from testcontainers.core.container import DockerContainer
+
+from killswitch.stores import Store, open_store
+from killswitch.stores.redis import RedisStore, open_redis
+from killswitch.stores.urls import parse_store_url
+from tests.conformance.rigs.base import BACKOFF_CAP_MS, PATIENT_MS, ContainerServer, wait_until_serving
+from tests.conformance.rigs.network import free_port
+
+SERVES_WITHIN_MS = 1_000
+
+
+def open_impatient_redis(url: str, *, request_timeout_ms: int = 400, alive_every_ms: int = 100) -> RedisStore:
+    """A client with short time-outs; as :meth:`ServerRig.open_impatient`."""
+    return open_redis(
+        parse_store_url(url),
+        request_timeout_ms=request_timeout_ms,
+        backoff_cap_ms=BACKOFF_CAP_MS,
+        look_every_ms=alive_every_ms,
+    )
+
+
+class RedisContainerRig(ContainerServer):
+    """Redis in a container."""
+
+    kind = "redis"
+
+    def __init__(self, image: str) -> None:
+        self._port = free_port()
+        super().__init__(
+            DockerContainer(image)
+            .with_bind_ports(6379, self._port)
+            .with_command(
+                "redis-server --port 6379 --appendonly yes --appendfsync always --save '' --protected-mode no "
+                "--daemonize no --dir /tmp"
+            )
+        )
+        try:
+            self.wait_until_serving()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def server(self) -> str:
+        return f"127.0.0.1:{self._port}"
+
+    def open(self) -> Store:
+        return open_store(f"redis://{self.server}", request_timeout_ms=PATIENT_MS, backoff_cap_ms=BACKOFF_CAP_MS)
+
+    def open_impatient(self, *servers: str, request_timeout_ms: int = 400, alive_every_ms: int = 100) -> Store:
+        return _open_impatient(
+            *(servers or (self.server,)), request_timeout_ms=request_timeout_ms, alive_every_ms=alive_every_ms
+        )
+
+    def wait_until_serving(self) -> None:
+        _wait_until_serving(f"redis://{self.server}")
+
+
+class RedisUrlRig:
+    """A server that runs already and is not ours to harm."""
+
+    kind = "redis by URL"
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        (self.server,) = parse_store_url(url).servers
+
+    def open(self) -> Store:
+        return open_store(self._url, request_timeout_ms=PATIENT_MS, backoff_cap_ms=BACKOFF_CAP_MS)
+
+    def open_impatient(self, *servers: str, request_timeout_ms: int = 400, alive_every_ms: int = 100) -> Store:
+        if servers:
+            return _open_impatient(*servers, request_timeout_ms=request_timeout_ms, alive_every_ms=alive_every_ms)
+        return open_impatient_redis(self._url, request_timeout_ms=request_timeout_ms, alive_every_ms=alive_every_ms)
+
+    def wait_until_serving(self) -> None:
+        _wait_until_serving(self._url)
+
+    def close(self) -> None:
+        return
+
+
+def _open_impatient(server: str, *, request_timeout_ms: int, alive_every_ms: int) -> Store:
+    return open_impatient_redis(
+        f"redis://{server}", request_timeout_ms=request_timeout_ms, alive_every_ms=alive_every_ms
+    )
+
+
+def _wait_until_serving(url: str) -> None:
+    wait_until_serving(lambda: open_store(url, request_timeout_ms=SERVES_WITHIN_MS), parse_store_url(url).address)
