@@ -296,6 +296,7 @@ class Cluster:
         timeout_ms: int,
         fence: Mapping[str, int | None] | None = None,
         skip: Callable[[Flag], bool] | None = None,
+        give_up: Callable[[], bool] = lambda: False,
     ) -> Committed:
         """Add one cause by compare-and-set, again on every conflict, until it is in.
 
@@ -307,6 +308,7 @@ class Cluster:
             timeout_ms: give up after this long.
             fence: further expectations of the commit, such as the version of the leader's key.
             skip: looked at with the flag of each attempt; True leaves the flag as it is (``changed=False``).
+            give_up: asked after each attempt in vain; True ends them before the time is up.
 
         Raises:
             FreezeNotCommitted: not in time; says whether it may be in force all the same.
@@ -337,13 +339,14 @@ class Cluster:
             return Committed(change.flag, changed=True, started_ns=started_ns, returned_ns=self.clock())
 
         try:
-            return self._retrying(deadline_ns, Conflict, OutcomeUnknown, StoreUnavailable)(attempt)
+            return self._retrying(deadline_ns, Conflict, OutcomeUnknown, StoreUnavailable, give_up=give_up)(attempt)
         except (Conflict, OutcomeUnknown, StoreUnavailable) as error:
             if fence and isinstance(error, _FencedOff):
                 raise Conflict(str(error)) from error
             word = "may or may not be in force" if sent_without_answer else "is NOT in force"
+            tried_ms = min(timeout_ms, (self.clock() - started_ns) // NANOSECONDS_PER_MS)
             raise FreezeNotCommitted(
-                f"the freeze {word}: {self.store.address} did not take it within {timeout_ms} ms ({error})",
+                f"the freeze {word}: {self.store.address} did not take it within {tried_ms} ms ({error})",
                 may_have_happened=sent_without_answer,
             ) from error
 
@@ -452,13 +455,15 @@ class Cluster:
             if (entry.version if entry else None) != version:
                 raise _FencedOff(f"{key} is no longer at version {version}: whoever held it must not act any more")
 
-    def _retrying(self, deadline_ns: int, *errors: type[Exception]) -> tenacity.Retrying:
+    def _retrying(
+        self, deadline_ns: int, *errors: type[Exception], give_up: Callable[[], bool] = lambda: False
+    ) -> tenacity.Retrying:
         backoff = tenacity.wait_random_exponential(multiplier=0.005, max=self.timing.backoff_cap_ms / 1000)
         return tenacity.Retrying(
             retry=tenacity.retry_if_exception(
                 lambda error: isinstance(error, errors) and type(error) is not _FencedOff
             ),
-            stop=lambda _: self.clock() >= deadline_ns,
+            stop=lambda _: self.clock() >= deadline_ns or give_up(),
             wait=lambda state: min(backoff(state), max(0, deadline_ns - self.clock()) / NANOSECONDS_PER_S),
             sleep=self.pause,
             reraise=True,

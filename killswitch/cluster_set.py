@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from killswitch.cluster import AlreadyInitialised, Cluster, Committed, FreezeNotCommitted, NotInitialised
 from killswitch.core.flag import Flag, FlagError, Freeze, StaleEpoch, UnknownFreeze
+from killswitch.core.permit import NANOSECONDS_PER_MS
 from killswitch.records import UnreadableRecord
 from killswitch.stores.port import StoreError
 
@@ -22,6 +23,10 @@ R = TypeVar("R")
 
 EXPECTED_FAULTS = (StoreError, FreezeNotCommitted, NotInitialised, UnreadableRecord, FlagError, AlreadyInitialised)
 """What a store can answer that is no bug; anything else is raised at once."""
+
+
+PATIENCE_CALLS = 2
+"""How many calls' time a store that does not answer is still given once another has taken a freeze."""
 
 
 class PartlyReleased(Exception):  # noqa: N818 - said of the release
@@ -85,11 +90,25 @@ class ClusterSet:
     def freeze(self, freeze: Freeze, *, timeout_ms: int) -> SetCommitted:
         """Add one cause in every store at once; it is in force as soon as one has it.
 
+        A store that does not answer is left behind a moment after another has taken it: the proof should not wait.
+
         Raises:
             FreezeNotCommitted: no store has it; says whether one may.
             NotInitialised, UnreadableRecord, StoreError: what the first store said, when none was tried in vain.
         """
-        answers = self._at_once(lambda cluster: cluster.freeze(freeze, timeout_ms=timeout_ms))
+        taken_ns: list[int] = []
+
+        def is_left_behind() -> bool:
+            clock, timing = self.clusters[0].clock, self.clusters[0].timing
+            patience_ns = PATIENCE_CALLS * timing.request_timeout_ms * NANOSECONDS_PER_MS
+            return bool(taken_ns) and clock() - taken_ns[0] > patience_ns
+
+        def freeze_in(cluster: Cluster) -> Committed:
+            done = cluster.freeze(freeze, timeout_ms=timeout_ms, give_up=is_left_behind)
+            taken_ns.append(cluster.clock())
+            return done
+
+        answers = self._at_once(freeze_in)
         commits = {number: answer for number, answer in answers.items() if isinstance(answer, Committed)}
         failures = {number: answer for number, answer in answers.items() if isinstance(answer, Exception)}
         if commits:

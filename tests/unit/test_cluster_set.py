@@ -88,6 +88,14 @@ def test_one_store_is_enough_to_freeze(both: Both, down: int) -> None:
     assert isinstance(done.failures[down], FreezeNotCommitted)
 
 
+def test_the_proof_does_not_wait_for_a_store_that_is_down(both: Both) -> None:
+    """PROOF, NOT HOPE: once one store has the freeze the other is left behind, long before the time is up."""
+    both.stores[0].cut()
+    done = both.set.freeze(a_freeze("x"), timeout_ms=60_000)
+    assert sorted(done.commits) == [1]
+    assert both.stores[0].failed_calls > 1, "it was given another chance"
+
+
 def test_a_store_without_a_flag_keeps_nobody_from_freezing() -> None:
     """ONE VOICE FREEZES: an empty store says so, and the other one freezes."""
     made = Both()
