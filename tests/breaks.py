@@ -290,7 +290,7 @@ BREAKS = (
           "                history_key: HistoryRecord.from_core(change.entry).to_bytes(),\n", "", U_FLAG,
           ("test_a_crash_anywhere_in_a_commit_leaves_the_old_flag_or_the_new",)),
     Break("a store that does not answer ends the freeze", "killswitch/cluster.py",
-          "self._retrying(deadline_ns, Conflict, OutcomeUnknown, StoreUnavailable)(attempt)",
+          "self._retrying(deadline_ns, Conflict, OutcomeUnknown, StoreUnavailable, give_up=give_up)(attempt)",
           "self._retrying(deadline_ns, Conflict)(attempt)", NODES,
           ("test_nothing_is_lost_when_etcd_is_killed_in_the_middle_of_a_freeze",)),
     Break("a restarted etcd starts from nothing", "killswitch/stores/_etcd_guard.py",
