@@ -10,18 +10,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from kazoo.exceptions import (
-    AuthFailedError,
-    BadArgumentsError,
-    InvalidACLError,
-    NoAuthError,
-    QuotaExceededError,
-    SessionClosedRequireSaslError,
-    UnimplementedError,
-    ZookeeperError,
-)
+from kazoo.exceptions import ZookeeperError
 
 from killswitch.stores._zookeeper_connection import (
+    SESSION_TIMEOUT_MS,
     Connection,
     ConnectionSettings,
     Session,
@@ -33,19 +25,20 @@ from killswitch.stores.port import OutcomeUnknown, StoreForbidden, StoreUnavaila
 
 R = TypeVar("R")
 
-REFUSED_FOR_GOOD = (
-    AuthFailedError,
-    BadArgumentsError,
-    InvalidACLError,
-    NoAuthError,
-    QuotaExceededError,
-    SessionClosedRequireSaslError,
-    UnimplementedError,
+# Names, for the classes of some came with kazoo 2.11.
+REFUSED_FOR_GOOD = frozenset(
+    {
+        "AuthFailed",
+        "BadArguments",
+        "InvalidACL",
+        "NoAuth",
+        "QuotaExceeded",
+        "SessionClosedRequireSasl",
+        "Unimplemented",
+    }
 )
 WRONG_USER = frozenset({"NoAuth", "AuthFailed"})
 
-# Long enough that the calls' own time-outs find a server that hangs, before kazoo's ping does.
-SESSION_TIMEOUT_MS = 10_000
 # Of what is left, so that a server that hangs leaves time to ask another.
 SHARE_OF_ONE_SERVER = 0.5
 
@@ -107,7 +100,8 @@ class Channel:
             except Unanswered as failure:
                 why = str(failure)
                 self.drop(connection)
-            except SessionGone:
+            except SessionGone as failure:
+                why = str(failure)
                 self.drop(connection)
                 if self._keeps_session:
                     raise
@@ -151,7 +145,7 @@ class Channel:
     def refusal(self, error: Exception, what: str) -> StoreForbidden | StoreUnavailable:
         """The error for a request that was answered, and not done."""
         said = type(error).__name__.removesuffix("Error")
-        if isinstance(error, REFUSED_FOR_GOOD):
+        if said in REFUSED_FOR_GOOD:
             hint = "; the znodes belong to another user, or the password is wrong" if said in WRONG_USER else ""
             return StoreForbidden(f"ZooKeeper at {self.address} refuses {what} for good: {said}{hint}")
         return StoreUnavailable(f"ZooKeeper at {self.address} did not do {what}: {said}")

@@ -22,7 +22,13 @@ from typing import Any
 
 import structlog
 from kazoo.client import KazooClient
-from kazoo.exceptions import ConnectionClosedError, ConnectionLoss, SessionExpiredError, SessionMovedError
+from kazoo.exceptions import (
+    ConnectionClosedError,
+    ConnectionLoss,
+    SessionExpiredError,
+    SessionMovedError,
+    ZookeeperError,
+)
 from kazoo.handlers.threading import AsyncResult, KazooTimeoutError, SequentialThreadingHandler
 from kazoo.retry import KazooRetry
 from kazoo.security import CREATOR_ALL_ACL, OPEN_ACL_UNSAFE
@@ -39,6 +45,9 @@ from killswitch.stores._zookeeper_dial import (
 from killswitch.stores.urls import Login, TlsFiles
 
 GOODBYE_WITHIN_MS = 200
+JOIN_WITHIN_S = 0.5
+# Long enough that the calls' own time-outs find a server that hangs, before kazoo's ping does.
+SESSION_TIMEOUT_MS = 10_000
 
 _log = structlog.get_logger(__name__)
 
@@ -148,6 +157,9 @@ class Connection:
         timeout_ms: the session's time-out to ask for.
         session: one to take over; a new one otherwise.
         pings: whether the session is kept alive while nothing is asked. Without, it lives by requests alone.
+
+    Raises:
+        Unanswered: this process can open nothing more.
     """
 
     def __init__(
@@ -172,7 +184,10 @@ class Connection:
         self._thread: threading.Thread | None = None
         self._end_ns: int | None = None
         self._ended = self._closing = False
-        self._wake, self._waker = socket.socketpair()
+        try:
+            self._wake, self._waker = socket.socketpair()
+        except OSError as error:
+            raise _exhausted(error) from None
         login, handler = settings.login, _Handler(self)
         # No pause and no second attempt, in the counting of kazoo 2.10 and of 2.11.
         once = KazooRetry(max_tries=1, delay=0, deadline=0, sleep_func=handler.sleep_func)
@@ -195,13 +210,22 @@ class Connection:
             SessionGone: the session to be taken over has ended.
             AuthFailedError: the server refuses the login.
         """
-        self.client.start_async()
-        answered = self._settled.wait(deadline.remaining_s())
         try:
+            self._start()
+            answered = self._settled.wait(deadline.remaining_s())
             self._check_hello(answered, deadline)
         except BaseException:
             self.abandon()
             raise
+
+    def _start(self) -> None:
+        try:
+            self.client.start_async()
+        except (OSError, RuntimeError) as error:
+            with self._lock:
+                self._ended = True
+            self._release()
+            raise _exhausted(error) from None
 
     def _check_hello(self, answered: bool, deadline: Deadline) -> None:
         if self._hello is None or not answered:
@@ -235,6 +259,10 @@ class Connection:
             raise Unanswered(self.failure or "the connection was lost") from None
         except SessionExpiredError:
             raise SessionGone("the session has ended") from None
+        except ZookeeperError:
+            raise
+        except Exception as error:  # noqa: BLE001 - an answer that kazoo could not read is none
+            raise Unanswered(f"kazoo could not read the answer: {error!r}") from None
 
     @property
     def tls(self) -> TlsFiles | None:
@@ -284,6 +312,7 @@ class Connection:
     def abandon(self) -> None:
         """Give it up at once, without a word to the server. The session runs out by itself."""
         self._end_at(self._settings.now_ns())
+        self._settled.set()
 
     def end_soon(self) -> None:
         """Bound what :meth:`close` may take from now on."""
@@ -292,8 +321,12 @@ class Connection:
     def close(self) -> None:
         """End the session, if the server answers within 200 ms, and the connection in any case."""
         self.end_soon()
+        if self._hello is None:
+            # It may wait for the name of the server to be found, which nobody can cut short.
+            self.abandon()
+            return
         with self._lock:
-            if self._ended or self._closing or self._thread is None:
+            if self._ended or self._closing:
                 return
             self._closing = True
         try:
@@ -302,9 +335,9 @@ class Connection:
             self._release()
 
     def join(self) -> None:
-        """Wait for the end of the connection's thread, after it was abandoned or closed."""
+        """Wait for the end of the connection's thread, after it was abandoned or closed, at most 500 ms."""
         if self._thread is not None and threading.current_thread() is not self._thread:
-            self._thread.join()
+            self._thread.join(JOIN_WITHIN_S)
 
     # What follows is called by kazoo's client, on the connection's own thread.
 
@@ -366,9 +399,10 @@ class Connection:
             finally:
                 self._end()
 
-        self._thread = threading.Thread(target=work, name=f"zookeeper {self.server}", daemon=True)
-        self._thread.start()
-        return self._thread
+        thread = threading.Thread(target=work, name=f"zookeeper {self.server}", daemon=True)
+        thread.start()
+        self._thread = thread
+        return thread
 
     def _ready(self, readers: list[Any], writers: list[Any], deadline: Deadline) -> bool:
         return any(self.client.handler.select(readers, writers, [], deadline.remaining_s()))
@@ -409,3 +443,8 @@ def first_failure(results: Sequence[Any]) -> Exception | None:
     # The others of its operations say only that they were undone, or not tried.
     telling = [error for error in failures if getattr(error, "code", 0) not in {0, -2}]
     return next(iter(telling or failures), None)
+
+
+def _exhausted(error: Exception) -> Unanswered:
+    """This process has no descriptor, or this machine no thread left."""
+    return Unanswered(f"no connection can be made here: {error}")

@@ -24,7 +24,14 @@ import structlog
 from kazoo.exceptions import ZookeeperError
 
 from killswitch.stores._mailbox import call_back
-from killswitch.stores._zookeeper_connection import Connection, ConnectionSettings, Reply, SessionGone, Unanswered
+from killswitch.stores._zookeeper_connection import (
+    SESSION_TIMEOUT_MS,
+    Connection,
+    ConnectionSettings,
+    Reply,
+    SessionGone,
+    Unanswered,
+)
 from killswitch.stores._zookeeper_dial import MILLISECONDS_PER_S, NANOSECONDS_PER_MS, Deadline
 from killswitch.stores._zookeeper_names import (
     LEASE_NAME,
@@ -42,7 +49,6 @@ from killswitch.stores.port import Entry, OnChange, OnGap
 ALIVE_EVERY_MS = 1_000
 SILENCE_LIMIT_INTERVALS = 3
 FIRST_BACKOFF_MS = 50
-SESSION_TIMEOUT_MS = 10_000
 
 _log = structlog.get_logger(__name__)
 
@@ -295,7 +301,11 @@ class ZooKeeperWatch:
         now_ns = self._settings.connection.now_ns
         for server in itertools.cycle(self._settings.servers):
             started_ns = now_ns()
-            why = self._subscribe(server)
+            try:
+                why = self._subscribe(server)
+            except Exception as error:  # noqa: BLE001 - everything: without this thread no freeze would be heard of
+                _log.exception("watch failed", prefix=self._prefix)
+                why = f"a fault of ours: {error!r}"
             if self._stop.is_set():
                 return
             lasted_ms = (now_ns() - started_ns) / NANOSECONDS_PER_MS

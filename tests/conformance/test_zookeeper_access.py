@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Callable, Iterator
 
@@ -17,6 +18,7 @@ from tests.conformance.rigs.base import PATIENT_MS
 from tests.conformance.rigs.observer import Observer
 from tests.conformance.rigs.zookeeper import ZooKeeperContainerRig, open_zookeeper
 from tests.conformance.rigs.zookeeper_secure import SERVER_NAME, SecureZooKeeper
+from tests.conformance.tls_relay import TlsRelay
 from tests.images.choose import choose_image, do_without_ryuk_where_it_cannot_be_had, require_docker
 from tests.waiting import wait_until
 
@@ -116,9 +118,10 @@ def test_a_user_has_its_znodes_to_itself(
 
 
 def test_a_url_names_the_user_and_shows_no_password(
-    plain: ZooKeeperContainerRig, nothing_left_behind: None, at: str
+    plain: ZooKeeperContainerRig, nothing_left_behind: None, at: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither in the address, nor in errors, nor in the log."""
+    """Neither in the address, nor in errors, nor in the log, not even where everything is logged."""
+    caplog.set_level(logging.DEBUG)
     with capture_logs() as logs, open_plain(plain, OWNER) as owner:
         owner.commit({}, {f"{at}k": b"v"})
         url = f"zookeeper://agent:guessed@{plain.server}"
@@ -131,7 +134,7 @@ def test_a_url_names_the_user_and_shows_no_password(
             with pytest.raises(StoreForbidden) as caught:
                 other.read(f"{at}k")
             assert other.address == f"zookeeper://{plain.server}"
-    for shown in (str(caught.value), repr(caught.value.__cause__), repr(logs), repr(other.__dict__)):
+    for shown in (str(caught.value), repr(caught.value.__cause__), repr(logs), caplog.text, repr(other.__dict__)):
         assert "guessed" not in shown
         assert "agent:secret" not in shown
 
@@ -174,18 +177,29 @@ def test_everything_works_over_tls(secure: SecureZooKeeper, at: str, observer: O
         assert store.server_version().startswith("3.")
 
 
-def test_many_replies_at_once_arrive_over_tls(secure: SecureZooKeeper, at: str, observer: Observer) -> None:
-    """What TLS has decrypted already is read without waiting for the network to stir."""
-    with open_zookeeper(
-        secure.server, request_timeout_ms=PATIENT_MS, alive_every_ms=PATIENT_MS, tls=secure.files()
-    ) as store:
-        store.watch(at, observer.on_change, observer.on_gap)
-        observer.wait_for_gap()
-        keys = [f"{at}{number:03}" for number in range(200)]
-        store.commit({}, dict.fromkeys(keys, b"v" * 100))
-        assert [entry.key for entry in store.scan(at)] == keys
-        for key in keys:
-            observer.wait_for(key, b"v" * 100)
+def test_replies_that_come_in_one_piece_are_read_in_one_go(
+    plain: ZooKeeperContainerRig, secure: SecureZooKeeper, at: str, observer: Observer
+) -> None:
+    """Some that end TLS in front of a server gather what they send. What was decrypted with a reply is not left lying
+    until the network stirs again."""
+    with (
+        TlsRelay(plain.server, secure.directory) as relay,
+        open_zookeeper(relay.server, request_timeout_ms=PATIENT_MS, tls=secure.files(), login=OWNER) as warm,
+    ):
+        warm.read(f"{at}k")
+        with open_zookeeper(
+            relay.server, request_timeout_ms=1_500, alive_every_ms=500, tls=secure.files(), login=OWNER
+        ) as store:
+            store.watch(at, observer.on_change, observer.on_gap)
+            observer.wait_for_gap()
+            keys = [f"{at}{number:02}" for number in range(20)]
+            version = store.commit({}, dict.fromkeys(keys, b"v"))
+            assert store.read(keys[0]) == Entry(keys[0], b"v", version)
+            assert [entry.key for entry in store.scan(at)] == keys
+            for key in keys:
+                observer.wait_for(key, b"v")
+            assert observer.gaps == 1
+        assert relay.gathered > 0
 
 
 @pytest.mark.parametrize("wrong", ["authority", "client", "no client", "name", "no tls"])

@@ -150,6 +150,9 @@ def wake_a_deposed_leader(ensemble: ZooKeeperEnsemble, at: str) -> None:
             assert reading.result() == frozen
         with contextlib.suppress(StoreUnavailable):
             assert scanning.result() == [frozen]
+        wait_until(
+            lambda: read_or_none(asleep, key) == frozen, within_s=GOES_ON_WITHIN_S, what="the newest from who slept"
+        )
 
 
 def test_a_lease_that_is_kept_alive_outlives_the_leader(ensemble: ZooKeeperEnsemble, at: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 import time
 import uuid
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from kazoo.client import KazooClient
+from structlog.testing import capture_logs
 
 from killswitch.stores import (
     VALUE_MAX_BYTES,
@@ -247,6 +249,25 @@ def test_a_lease_that_was_written_over_unseen_is_in_nobodys_way(zookeeper: ZooKe
         new.keep_alive()
 
 
+def test_a_lease_whose_znode_was_removed_by_hand_is_lost(
+    zookeeper: ZooKeeperContainerRig, at: str, by_hand: KazooClient, observer: Observer
+) -> None:
+    """Its session lives, and holds nothing any more: readers, watchers and the holder all hear that."""
+    with zookeeper.open() as store:
+        store.watch(at, observer.on_change, observer.on_gap)
+        observer.wait_for_gap()
+        lease = store.hold(f"{at}k", b"v", 60_000)
+        observer.wait_for(f"{at}k", b"v")
+        by_hand.delete(f"{at}k/%lease")
+        assert store.read(f"{at}k") is None
+        assert observer.wait_for(f"{at}k", None).version > lease.version
+        with pytest.raises(Conflict):
+            store.commit({f"{at}k": lease.version}, {f"{at}deed": b"of one deposed"})
+        with pytest.raises(LeaseLost):
+            lease.keep_alive()
+        store.hold(f"{at}k", b"next", 60_000).release()
+
+
 def test_a_commit_that_zookeeper_would_not_answer_is_refused(zookeeper: ZooKeeperContainerRig, at: str) -> None:
     """Three of the largest values go through; with four the server would drop the connection."""
     largest = b"x" * VALUE_MAX_BYTES
@@ -322,6 +343,27 @@ def test_a_watch_and_a_scan_agree_on_any_prefix(
         for key in below:
             assert observer.wait_for(key, b"v").version == version
         assert sorted(entry.key for entry in observer.changes) == below
+
+
+def test_a_process_that_can_open_nothing_more_is_unavailable_until_it_can(
+    zookeeper: ZooKeeperContainerRig, at: str, observer: Observer
+) -> None:
+    """Calls say so, and a watch goes on trying."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open_zookeeper(zookeeper.server, request_timeout_ms=PATIENT_MS) as store, capture_logs() as logs:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (8, hard))
+        try:
+            with pytest.raises(StoreUnavailable, match="no connection can be made here"):
+                store.commit({}, {f"{at}k": b"v"})
+            store.watch(at, observer.on_change, observer.on_gap)
+            wait_until(
+                lambda: sum(line["event"] == "watch interrupted" for line in logs) >= 2, what="two failed attempts"
+            )
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        observer.wait_for_gap()
+        store.commit({}, {f"{at}k": b"v"})
+        observer.wait_for(f"{at}k", b"v")
 
 
 def test_a_store_tells_what_serves_it(zookeeper: ZooKeeperContainerRig) -> None:
