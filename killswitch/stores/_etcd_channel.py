@@ -22,6 +22,7 @@ from killswitch import clock
 from killswitch.stores import _etcd_failures as failures
 from killswitch.stores import _etcd_tls as tls_files
 from killswitch.stores._etcd_login import REQUIRE_LEADER, Metadata, TokenKeeper
+from killswitch.stores._timing import Deadline
 from killswitch.stores.port import OutcomeUnknown, StoreForbidden, StoreUnavailable
 from killswitch.stores.urls import TlsFiles
 
@@ -29,8 +30,6 @@ R = TypeVar("R")
 
 RPC_ERROR = grpc.RpcError
 
-NANOSECONDS_PER_MS = 1_000_000
-NANOSECONDS_PER_S = 1_000_000_000
 # Servers of etcd drop clients that ping more often than every 5 s; watches notice silence by themselves.
 CHANNEL_KEEPALIVE_EVERY_MS = 10_000
 # Also the time after which the kernel gives up a connection with unacknowledged data: after a cut of the network a
@@ -153,22 +152,6 @@ class Link:
         with self._lock:
             self._closed = True
             self.channel.close()
-
-
-class Deadline:
-    """The time that is left of one call's budget."""
-
-    def __init__(self, budget_ms: float, now_ns: clock.NowNs) -> None:
-        self._now_ns = now_ns
-        self._end_ns = now_ns() + round(budget_ms * NANOSECONDS_PER_MS)
-
-    def remaining_s(self) -> float:
-        """Seconds left, 0 when there are none."""
-        return max(0, self._end_ns - self._now_ns()) / NANOSECONDS_PER_S
-
-    def share(self, share: float) -> Deadline:
-        """An earlier deadline: after this share of what is left."""
-        return Deadline(self.remaining_s() * 1_000 * share, self._now_ns)
 
 
 class _NotSent(Exception):  # noqa: N818 - a fact about the write, not a fault of its own

@@ -15,9 +15,8 @@ from pyetcd import etcdrpc
 
 from killswitch import clock
 from killswitch.stores import _etcd_failures as failures
+from killswitch.stores._timing import NANOSECONDS_PER_S
 from killswitch.stores.urls import Login
-
-NANOSECONDS_PER_S = 1_000_000_000
 
 Metadata = tuple[tuple[str, str], ...]
 

@@ -28,13 +28,11 @@ from killswitch.stores import _etcd_failures as failures
 from killswitch.stores._etcd_login import REQUIRE_LEADER, Metadata, TokenKeeper
 from killswitch.stores._etcd_tls import TlsFilesUnusable
 from killswitch.stores._mailbox import call_back
+from killswitch.stores._timing import MILLISECONDS_PER_S, NANOSECONDS_PER_MS, backoff_ms
 from killswitch.stores.port import Entry, OnChange, OnGap
 
-NANOSECONDS_PER_MS = 1_000_000
 PROGRESS_EVERY_MS = 1_000
 SILENCE_LIMIT_INTERVALS = 3
-FIRST_BACKOFF_MS = 50
-MILLISECONDS_PER_S = 1_000
 
 _log = structlog.get_logger(__name__)
 
@@ -57,19 +55,6 @@ def prefix_range(prefix: str) -> tuple[bytes, bytes]:
         # No key is greater than all that begin so: "\0" is etcd's word for "to the end".
         return first or b"\0", b"\0"
     return first, stem[:-1] + bytes([stem[-1] + 1])
-
-
-def backoff_ms(attempt: int, *, cap_ms: float, chance: float) -> float:
-    """Pause before reconnect number ``attempt`` (from 0): doubling, at most ``cap_ms``, at least half of that drawn.
-
-    Args:
-        attempt: how many attempts in a row have failed.
-        cap_ms: the longest pause.
-        chance: a random number from 0 to 1; it spreads the clients of a server that comes back.
-    """
-    # The exponent is bounded, because 2 ** 10_000 is no float.
-    longest_ms = min(cap_ms, FIRST_BACKOFF_MS * 2.0 ** min(attempt, 32))
-    return longest_ms * (0.5 + 0.5 * chance)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

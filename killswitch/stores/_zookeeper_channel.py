@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from kazoo.exceptions import ZookeeperError
 
+from killswitch.stores._timing import Deadline
 from killswitch.stores._zookeeper_connection import (
     SESSION_TIMEOUT_MS,
     Connection,
@@ -20,7 +21,6 @@ from killswitch.stores._zookeeper_connection import (
     SessionGone,
     Unanswered,
 )
-from killswitch.stores._zookeeper_dial import Deadline
 from killswitch.stores.port import OutcomeUnknown, StoreForbidden, StoreUnavailable
 
 R = TypeVar("R")
@@ -80,7 +80,7 @@ class Channel:
 
     def deadline(self) -> Deadline:
         """A fresh budget."""
-        return Deadline.after_ms(self._request_timeout_ms, self.settings.now_ns)
+        return Deadline(self._request_timeout_ms, self.settings.now_ns)
 
     def ask(self, call: Callable[[Connection, Deadline], R], what: str, deadline: Deadline | None = None) -> R:
         """Make a call that may be made twice: through one server, and when that fails through the next.

@@ -19,9 +19,9 @@ from typing import Any
 from kazoo.exceptions import BadVersionError, NodeExistsError, NoNodeError, ZookeeperError
 
 from killswitch.stores._requests import conflict
+from killswitch.stores._timing import Deadline
 from killswitch.stores._zookeeper_channel import Channel
 from killswitch.stores._zookeeper_connection import Connection, first_failure
-from killswitch.stores._zookeeper_dial import Deadline
 from killswitch.stores._zookeeper_names import (
     ABSENT,
     LEASED,

@@ -34,14 +34,8 @@ from kazoo.retry import KazooRetry
 from kazoo.security import CREATOR_ALL_ACL, OPEN_ACL_UNSAFE
 
 from killswitch import clock
-from killswitch.stores._zookeeper_dial import (
-    MILLISECONDS_PER_S,
-    NANOSECONDS_PER_MS,
-    NANOSECONDS_PER_S,
-    Deadline,
-    dial,
-    reason,
-)
+from killswitch.stores._timing import MILLISECONDS_PER_S, NANOSECONDS_PER_MS, NANOSECONDS_PER_S, Deadline
+from killswitch.stores._zookeeper_dial import dial, reason
 from killswitch.stores.urls import Login, TlsFiles
 
 GOODBYE_WITHIN_MS = 200
@@ -345,7 +339,7 @@ class Connection:
         """Make the one connection, and put the first request in its queue."""
         if self._hello is not None:
             raise OSError("a connection is made once")
-        deadline = Deadline.after_ms(timeout_s * MILLISECONDS_PER_S, self._settings.now_ns)
+        deadline = Deadline(timeout_s * MILLISECONDS_PER_S, self._settings.now_ns)
         try:
             connected = dial(address, self.server, self._settings.tls, deadline, self._ready)
         except OSError as error:

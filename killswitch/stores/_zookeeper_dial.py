@@ -14,34 +14,10 @@ import ssl
 from collections.abc import Callable
 from typing import Any
 
-from killswitch import clock
+from killswitch.stores._timing import Deadline
 from killswitch.stores.urls import TlsFiles
 
-NANOSECONDS_PER_MS = 1_000_000
-NANOSECONDS_PER_S = 1_000_000_000
-MILLISECONDS_PER_S = 1_000
 COMMAND_CHUNK_BYTES = 8_192
-
-
-class Deadline:
-    """The time that is left of one call's budget."""
-
-    def __init__(self, end_ns: int, now_ns: clock.NowNs) -> None:
-        self._end_ns = end_ns
-        self._now_ns = now_ns
-
-    @classmethod
-    def after_ms(cls, budget_ms: float, now_ns: clock.NowNs) -> Deadline:
-        """The deadline that lies ``budget_ms`` ahead."""
-        return cls(now_ns() + round(budget_ms * NANOSECONDS_PER_MS), now_ns)
-
-    def remaining_s(self) -> float:
-        """Seconds left, 0 when there are none."""
-        return max(0, self._end_ns - self._now_ns()) / NANOSECONDS_PER_S
-
-    def share(self, part: float) -> Deadline:
-        """The deadline that leaves ``part`` of the remaining time."""
-        return Deadline(self._now_ns() + round(self.remaining_s() * part * NANOSECONDS_PER_S), self._now_ns)
 
 
 Ready = Callable[[list[Any], list[Any], Deadline], bool]

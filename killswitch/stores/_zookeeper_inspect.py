@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
+from killswitch.stores._timing import Deadline
 from killswitch.stores._zookeeper_channel import Channel
 from killswitch.stores._zookeeper_connection import Connection, Unanswered
-from killswitch.stores._zookeeper_dial import Deadline, command, reason
+from killswitch.stores._zookeeper_dial import command, reason
 from killswitch.stores.port import StoreError, StoreForbidden
 
 # What ZooKeeper calls it, and what we call it.

@@ -12,10 +12,10 @@ from typing import Any
 
 from kazoo.exceptions import BadVersionError, NoNodeError
 
+from killswitch.stores._timing import Deadline
 from killswitch.stores._zookeeper_channel import Channel
 from killswitch.stores._zookeeper_commit import ANY_VERSION
 from killswitch.stores._zookeeper_connection import Connection, SessionGone, first_failure
-from killswitch.stores._zookeeper_dial import Deadline
 from killswitch.stores._zookeeper_names import ABSENT, lease_path
 from killswitch.stores._zookeeper_read import read_key
 from killswitch.stores.port import LeaseLost, StoreForbidden, StoreUnavailable

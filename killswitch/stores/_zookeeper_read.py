@@ -11,8 +11,8 @@ from typing import Any
 
 from kazoo.exceptions import NoNodeError
 
+from killswitch.stores._timing import Deadline
 from killswitch.stores._zookeeper_connection import Connection, Reply, Unanswered
-from killswitch.stores._zookeeper_dial import Deadline
 from killswitch.stores._zookeeper_names import (
     LEASED,
     NO_NODE,

@@ -24,6 +24,7 @@ import structlog
 from kazoo.exceptions import ZookeeperError
 
 from killswitch.stores._mailbox import call_back
+from killswitch.stores._timing import MILLISECONDS_PER_S, NANOSECONDS_PER_MS, Deadline, backoff_ms
 from killswitch.stores._zookeeper_connection import (
     SESSION_TIMEOUT_MS,
     Connection,
@@ -32,7 +33,6 @@ from killswitch.stores._zookeeper_connection import (
     SessionGone,
     Unanswered,
 )
-from killswitch.stores._zookeeper_dial import MILLISECONDS_PER_S, NANOSECONDS_PER_MS, Deadline
 from killswitch.stores._zookeeper_names import (
     LEASE_NAME,
     LEASED,
@@ -48,7 +48,6 @@ from killswitch.stores.port import Entry, OnChange, OnGap
 
 ALIVE_EVERY_MS = 1_000
 SILENCE_LIMIT_INTERVALS = 3
-FIRST_BACKOFF_MS = 50
 
 _log = structlog.get_logger(__name__)
 
@@ -239,7 +238,7 @@ class WatchedTree:
         return answer
 
     def _wait(self, reply: Reply) -> Any:
-        deadline = Deadline.after_ms(self._limit_s * MILLISECONDS_PER_S, self._connection.now_ns)
+        deadline = Deadline(self._limit_s * MILLISECONDS_PER_S, self._connection.now_ns)
         try:
             return answer_or_none(self._connection, reply, deadline)
         except Unanswered:
@@ -331,7 +330,7 @@ class ZooKeeperWatch:
         try:
             # No longer than the limit of silence: what accepts a connection may be only on its way to serving it.
             connecting_ms = min(settings.request_timeout_ms, silent_ms)
-            connection.open(Deadline.after_ms(connecting_ms, settings.connection.now_ns))
+            connection.open(Deadline(connecting_ms, settings.connection.now_ns))
             return self._follow(tree)
         except (Unanswered, SessionGone) as failure:
             return str(failure)
@@ -360,10 +359,3 @@ class ZooKeeperWatch:
                         return "closed"
                     call_back(self._prefix, self._on_change, entry)
         return "closed"
-
-
-def backoff_ms(attempt: int, *, cap_ms: float, chance: float) -> float:
-    """Pause before reconnect number ``attempt`` (from 0): doubling, at most ``cap_ms``, at least half of that drawn."""
-    # The exponent is bounded, because 2 ** 10_000 is no float.
-    longest_ms = min(cap_ms, FIRST_BACKOFF_MS * 2.0 ** min(attempt, 32))
-    return longest_ms * (0.5 + 0.5 * chance)

@@ -29,6 +29,7 @@ from killswitch.stores._etcd_watch import (
     prefix_range,
 )
 from killswitch.stores._requests import check_commit, check_key, check_ttl, check_value, conflict
+from killswitch.stores._timing import MILLISECONDS_PER_S, Deadline
 from killswitch.stores.port import (
     Conflict,
     Entry,
@@ -42,7 +43,6 @@ from killswitch.stores.port import (
 )
 from killswitch.stores.urls import Login, TlsFiles
 
-MILLISECONDS_PER_S = 1_000
 # etcd counts leases in whole seconds (up to 1 s more), grants none below 1.5 election time-outs (2 s by default),
 # looks every 0.5 s for those that ran out, and then has to agree on the deletion.
 LEASE_SLACK_MS = 3_000
@@ -248,13 +248,13 @@ class EtcdStore:
         """
         return inspect.server_settings(self._transport)
 
-    def _range(self, request: Any, what: str, deadline: wire.Deadline | None = None) -> list[Entry]:
+    def _range(self, request: Any, what: str, deadline: Deadline | None = None) -> list[Entry]:
         # RangeRequest.serializable stays false: the read goes through the leader's quorum.
         answer = self._transport.ask(lambda link, how: link.kv.Range(request, **how), what, deadline)
         return [Entry(key_text(kv.key), bytes(kv.value), int(kv.mod_revision)) for kv in answer.kvs]
 
     def _transact(
-        self, expect: Mapping[str, int | None], operations: list[Any], what: str, deadline: wire.Deadline | None
+        self, expect: Mapping[str, int | None], operations: list[Any], what: str, deadline: Deadline | None
     ) -> int:
         """One transaction; returns its revision. When an expectation fails, the versions found come with the answer."""
         request = etcdrpc.TxnRequest(
@@ -295,7 +295,7 @@ class EtcdStore:
         expect: Mapping[str, int | None],
         operations: list[Any],
         what: str,
-        deadline: wire.Deadline,
+        deadline: Deadline,
     ) -> None:
         """Raise :class:`StoreUnavailable` when a read shows that a write that found no space did not happen.
 
@@ -321,7 +321,7 @@ class EtcdStore:
                 "for; lower its --election-timeout, or ask for more"
             )
 
-    def _drop_unused(self, lease_id: int, deadline: wire.Deadline) -> None:
+    def _drop_unused(self, lease_id: int, deadline: Deadline) -> None:
         try:
             _revoke(self._transport, lease_id, "dropping an unused lease", deadline)
         except StoreError:
@@ -341,7 +341,7 @@ class EtcdStore:
         self.close()
 
 
-def _revoke(transport: wire.EtcdTransport, lease_id: int, what: str, deadline: wire.Deadline) -> None:
+def _revoke(transport: wire.EtcdTransport, lease_id: int, what: str, deadline: Deadline) -> None:
     """Revoke a lease, bounded by ``deadline``; one that is gone already is no error."""
     request = etcdrpc.LeaseRevokeRequest(ID=lease_id)
 

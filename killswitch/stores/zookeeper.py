@@ -16,10 +16,11 @@ from typing import Self
 from killswitch import clock
 from killswitch.stores import _zookeeper_inspect as inspect
 from killswitch.stores._requests import check_commit, check_key, check_ttl, check_value, conflict
+from killswitch.stores._timing import Deadline
 from killswitch.stores._zookeeper_channel import Channel
 from killswitch.stores._zookeeper_commit import Commit, Writer
 from killswitch.stores._zookeeper_connection import Connection, ConnectionSettings, SessionGone
-from killswitch.stores._zookeeper_dial import Deadline, tls_context
+from killswitch.stores._zookeeper_dial import tls_context
 from killswitch.stores._zookeeper_lease import LEASE_SLACK_MS, ZooKeeperLease, check_granted
 from killswitch.stores._zookeeper_names import KeyState, path_of, roots_of
 from killswitch.stores._zookeeper_read import read_key, scan

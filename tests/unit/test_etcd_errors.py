@@ -14,7 +14,8 @@ from pyetcd import etcdrpc
 from pyetcd.etcdrpc.kv_pb2 import KeyValue
 
 from killswitch.stores import OutcomeUnknown, StoreForbidden, StoreUnavailable
-from killswitch.stores._etcd_watch import backoff_ms, prefix_range
+from killswitch.stores._etcd_watch import prefix_range
+from killswitch.stores._timing import backoff_ms
 from killswitch.stores.etcd import EtcdStore
 from killswitch.stores.urls import Login
 from tests.waiting import wait_until

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from killswitch.stores import StoreForbidden, StoreUnavailable, open_store
+from killswitch.stores._timing import backoff_ms
 from killswitch.stores._zookeeper_commit import TRANSACTION_MAX_BYTES, Commit
 from killswitch.stores._zookeeper_lease import LATE_BY_TICKS, LEASE_SLACK_MS, check_granted
-from killswitch.stores._zookeeper_watch import backoff_ms
 from killswitch.stores.zookeeper import GUARANTEES, ZooKeeperStore
 
 DEFAULT_TICK_MS = 2_000
