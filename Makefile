@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test lint types check breaks bench clean
+.PHONY: help install demo test test-cluster lint types check breaks bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,6 +22,9 @@ demo: install ## a cluster of trading nodes is stopped by its own rules, with pr
 
 test: install ## all tests; those that need Docker run where Docker answers
 	$(BIN)/python -m tests.run
+
+test-cluster: install ## the whole cluster in containers, pulled apart on purpose (needs Docker, some minutes)
+	KILLSWITCH_REQUIRE_DOCKER=1 $(BIN)/python -m tests.run containers
 
 lint: install ## ruff and the house rule
 	$(BIN)/ruff check .

@@ -56,6 +56,19 @@ def boot_id() -> str:
         return ""
 
 
+def whereabouts(gate: str) -> str:
+    """Which boot of which machine this is, and which file there the gate page is; empty where that cannot be told.
+
+    Pods on one machine have the same boot id, and the same path of the gate in file systems of their own.
+    """
+    try:
+        page = Path(gate).stat()
+    except OSError:
+        return ""
+    boot = boot_id()
+    return f"{boot}/{page.st_dev}:{page.st_ino}" if boot else ""
+
+
 def is_material(before: ReportRecord | None, now: ReportRecord) -> bool:
     """Tell whether a report says something that should not wait for the regular one."""
     if before is None or (before.mode, before.epoch, before.working_orders) != (
@@ -152,7 +165,7 @@ class Membership:
             node=self._identity.node,
             instance=self._identity.instance,
             pid=os.getpid(),
-            boot_id=boot_id(),
+            boot_id=whereabouts(self._identity.gate),
             gate=self._identity.gate,
             started_at=self._cluster.wall_clock(),
         )
@@ -178,7 +191,8 @@ class Membership:
         except UnreadableRecord as error:
             raise NameInUse(f"{error}; it goes when its lease runs out") from error
         ours = holder.instance == self._identity.instance
-        same_gate = holder.boot_id == boot_id() != "" and holder.gate == self._identity.gate
+        # The same page means the same lock, and that is ours now.
+        same_gate = holder.boot_id == whereabouts(self._identity.gate) != "" and holder.gate == self._identity.gate
         if not (ours or same_gate):
             raise NameInUse(
                 f"another agent runs as node {self._identity.node!r} (pid {holder.pid}, since {holder.started_at}, "

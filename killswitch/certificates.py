@@ -52,6 +52,7 @@ class CertificateCollector:
         self._nodes: list[KnownNode] | None = None
         self._nodes_read_ns = 0
         self._flag: Flag | None = None
+        self._acks_due = threading.Event()
         self._watch = cluster.store.watch(cluster.keys.under("acks"), self._on_change, self._on_gap)
 
     def __enter__(self) -> Self:
@@ -85,6 +86,7 @@ class CertificateCollector:
 
         A store that stops answering later leaves that list in use: nodes do not vanish from a certificate.
         """
+        self._read_acks_if_due()
         self._read_nodes_if_due(committed.returned_ns)
         if self._nodes is None or self._nodes_read_ns < committed.returned_ns:
             # A list read before the commit returned may miss a node whose permit does not know of the freeze.
@@ -166,7 +168,21 @@ class CertificateCollector:
         self._take(entry, self._cluster.clock())
 
     def _on_gap(self) -> None:
-        for entry in self._cluster.store.scan(self._cluster.keys.under("acks")):
+        self._acks_due.set()
+        self._read_acks_if_due()
+
+    def _read_acks_if_due(self) -> None:
+        """Read all acks after a gap of the watch: an ack is written once, and one missed there never comes again."""
+        if not self._acks_due.is_set():
+            return
+        self._acks_due.clear()
+        try:
+            entries = self._cluster.store.scan(self._cluster.keys.under("acks"))
+        except StoreError as error:
+            self._acks_due.set()
+            log.warning("certificate_acks_unreadable", error=str(error))
+            return
+        for entry in entries:
             self._take(entry, self._cluster.clock())
 
     def _take(self, entry: Entry, seen_ns: int) -> None:

@@ -209,7 +209,11 @@ class NodeRecord(Record):
 
 
 class LiveRecord(Record):
-    """Key ``live/{node}``: leased; there as long as the agent keeps it alive."""
+    """Key ``live/{node}``: leased; there as long as the agent keeps it alive.
+
+    ``boot_id`` says which boot of which machine, and after a slash which file there the gate page is: pods on one
+    machine differ in that alone.
+    """
 
     node: str
     instance: str

@@ -1,7 +1,7 @@
 """Runs every group of tests and says what ran: ``python -m tests.run [GROUP ...]``.
 
-A group that ran no test is a failure, not a silence. The group ``docker`` runs where a Docker daemon answers; with
-``KILLSWITCH_REQUIRE_DOCKER=1`` it must.
+A group that ran no test is a failure, not a silence. The groups ``docker`` and ``containers`` run where a Docker daemon
+answers; with ``KILLSWITCH_REQUIRE_DOCKER=1`` they must.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ GROUPS = {
     "conformance": ["tests/conformance", "-m", "not docker"],
     "cluster": ["tests/cluster", "-m", "not docker"],
     "docker": ["tests", "-m", "docker"],
+    "containers": ["tests/containers", "-m", "containers"],
 }
+NEED_DOCKER = ("docker", "containers")
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def docker_answers() -> bool:
 def run_group(group: str) -> Outcome:
     """Run one group in a process of its own."""
     required = os.environ.get("KILLSWITCH_REQUIRE_DOCKER") == "1"
-    if group == "docker" and not docker_answers():
+    if group in NEED_DOCKER and not docker_answers():
         note = "Docker does not answer"
         return Outcome(group, 0, int(required), 0, 0.0, note if required else f"not run: {note}")
     started = time.monotonic()

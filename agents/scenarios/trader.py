@@ -205,6 +205,7 @@ class TraderOptions:
     inventory_max_usd: float
     seed: int
     stats: Path | None
+    tolerance_bps: float = DEFAULT_PLAN.tolerance_bps
 
 
 class Trader:
@@ -223,6 +224,7 @@ class Trader:
             spacing_bps=DEFAULT_PLAN.spacing_bps * rng.uniform(0.9, 1.1),
             quote_usd=DEFAULT_PLAN.quote_usd * rng.uniform(0.9, 1.1),
             inventory_max_usd=options.inventory_max_usd,
+            tolerance_bps=options.tolerance_bps,
         )
         self._stop_asked = False
         self._lock = threading.Lock()
@@ -450,6 +452,9 @@ def _parse(arguments: Sequence[str] | None) -> TraderOptions:
     parser.add_argument("--venue", required=True, metavar="HOST:PORT", help="the simulated venue")
     parser.add_argument("--symbols", default="BTCUSDT,ETHUSDT", help="what to quote, joined by commas")
     parser.add_argument("--inventory-max-usd", type=float, default=DEFAULT_PLAN.inventory_max_usd, help="per symbol")
+    parser.add_argument(
+        "--tolerance-bps", type=float, default=DEFAULT_PLAN.tolerance_bps, help="smaller: quotes move more often"
+    )
     parser.add_argument("--seed", type=int, default=1, help="varies the quotes between routers")
     parser.add_argument("--stats", type=Path, help="file of counters, replaced a few times a second")
     told = parser.parse_args(arguments)
@@ -458,6 +463,8 @@ def _parse(arguments: Sequence[str] | None) -> TraderOptions:
         parser.error(f"--venue is {told.venue!r}; write HOST:PORT")
     if not (math.isfinite(told.inventory_max_usd) and told.inventory_max_usd > 0):
         parser.error(f"--inventory-max-usd is {told.inventory_max_usd}; it must be a finite number greater than 0")
+    if not (math.isfinite(told.tolerance_bps) and told.tolerance_bps >= 0):
+        parser.error(f"--tolerance-bps is {told.tolerance_bps}; it must be a finite number of at least 0")
     return TraderOptions(
         router=told.router,
         node=told.node or told.router.rpartition("-")[0] or told.router,
@@ -469,6 +476,7 @@ def _parse(arguments: Sequence[str] | None) -> TraderOptions:
         inventory_max_usd=told.inventory_max_usd,
         seed=told.seed,
         stats=told.stats,
+        tolerance_bps=told.tolerance_bps,
     )
 
 

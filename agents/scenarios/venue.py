@@ -1,7 +1,8 @@
 """A simulated venue in a process of its own: it matches orders against a price tape, and it is the judge.
 
 What an order router says that it did proves nothing. This venue keeps its own record of every message with the time at
-which it arrived, and answers an operator's questions from that record. It listens on the loopback interface only.
+which it arrived, and answers an operator's questions from that record. It listens on the loopback interface unless
+told otherwise: whoever reaches it may trade and ask.
 
 Lines are those of :mod:`killswitch.link.messages` (``{"v": 1, "type": ..., ...}``). From a router::
 
@@ -85,10 +86,18 @@ class VenueServer:
         record_path: where the venue's record goes.
         ticks_per_second: pace of the tape, with the speed-up in it.
         port: 0 picks a free one.
+        host: address that it listens on.
     """
 
     def __init__(
-        self, ticks: Sequence[tape.Tick], *, seed: int, record_path: Path, ticks_per_second: float, port: int = 0
+        self,
+        ticks: Sequence[tape.Tick],
+        *,
+        seed: int,
+        record_path: Path,
+        ticks_per_second: float,
+        port: int = 0,
+        host: str = HOST,
     ) -> None:
         if not is_positive(ticks_per_second):
             raise ValueError(f"the pace of the tape is {ticks_per_second} ticks a second; it must be greater than 0")
@@ -104,7 +113,7 @@ class VenueServer:
         self._last_tick: tape.Tick | None = None
         self._credit = 0.0
         self._played_at_ns = now_ns()
-        self._listener = socket.create_server((HOST, port), backlog=64)
+        self._listener = socket.create_server((host, port), backlog=64)
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ, None)
 
@@ -372,6 +381,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the synthetic tape and of the noise")
     parser.add_argument("--bars", type=Path, help="one-minute bars to play instead of the synthetic tape")
     parser.add_argument("--speed", type=float, default=1.0, help="how much faster than normal the tape plays")
+    parser.add_argument("--host", default=HOST, help="address to listen on")
     parser.add_argument("--port", type=int, default=0, help="0 picks a free port")
     options = parser.parse_args(arguments)
     try:
@@ -386,13 +396,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             record_path=options.record,
             ticks_per_second=pace * options.speed,
             port=options.port,
+            host=options.host,
         )
     except (OSError, ValueError) as error:
         sys.stderr.write(f"venue: {error}\n")
         return 1
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
-    sys.stdout.write(json.dumps({"host": HOST, "port": server.port, "record": str(options.record)}) + "\n")
+    sys.stdout.write(json.dumps({"host": options.host, "port": server.port, "record": str(options.record)}) + "\n")
     sys.stdout.flush()
     server.serve()
     return 0

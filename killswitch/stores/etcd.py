@@ -84,12 +84,21 @@ class EtcdLease:
         at the key is a linearizable read, so an old leader that is cut off cannot answer for the new one.
         """
         request = etcdrpc.LeaseKeepAliveRequest(ID=self._lease_id)
-        what, deadline = f"keeping the lease of {self._key!r} alive", self._transport.deadline()
-        answer = self._transport.ask(lambda link, how: link.keep_lease_alive(request, **how), what, deadline)
-        if answer.TTL <= 0:
-            raise LeaseLost(f"the lease of {self._key!r} at etcd {self._transport.address} has run out")
         look = etcdrpc.RangeRequest(key=key_bytes(self._key), keys_only=True)
-        found = self._transport.ask(lambda link, how: link.kv.Range(look, **how), what, deadline).kvs
+
+        def ask_both(link: wire.Link, how: wire.How) -> tuple[int, Any]:
+            # Both at once: one after the other they would not fit into the time over a slow line.
+            looking = link.kv.Range.future(look, **how)
+            try:
+                kept = link.keep_lease_alive(request, **how)
+            except wire.RPC_ERROR:
+                looking.cancel()
+                raise
+            return int(kept.TTL), looking.result().kvs
+
+        ttl_s, found = self._transport.ask(ask_both, f"keeping the lease of {self._key!r} alive")
+        if ttl_s <= 0:
+            raise LeaseLost(f"the lease of {self._key!r} at etcd {self._transport.address} has run out")
         if not found or found[0].mod_revision != self._version:
             done = "written over" if found else "deleted"
             raise LeaseLost(

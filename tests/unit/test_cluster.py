@@ -775,6 +775,30 @@ def test_first_sights_are_limited(cluster: Cluster) -> None:
         assert certificate_of(collector, committed).stopped
 
 
+def test_an_ack_that_was_missed_while_the_store_did_not_answer_is_read_later(
+    cluster: Cluster, store: FaultyStore
+) -> None:
+    """PROOF, NOT HOPE: an ack is written once, so one that came during a gap must be asked for until it is read."""
+    register(cluster, "n1")
+    with CertificateCollector(cluster) as collector:
+        committed = freeze_now(cluster)
+        store.silence_watches()
+        store.commit({}, {"/killswitch/c/acks/n1": an_ack()})
+        scan = store.scan
+        failed: list[str] = []
+
+        def fail_once(prefix: str) -> list[Entry]:
+            if prefix.endswith("acks/") and not failed:
+                failed.append(prefix)
+                raise StoreUnavailable("not now")
+            return scan(prefix)
+
+        store.scan = fail_once  # type: ignore[method-assign]
+        collector._on_gap()
+        assert failed
+        assert certificate_of(collector, committed).stopped
+
+
 @pytest.mark.parametrize("value", [b"", b"\xff", b'{"v": 2}', an_ack("n2"), an_ack("n1", freezes=[]), an_ack(epoch=1)])
 def test_an_ack_that_is_none_proves_nothing(cluster: Cluster, value: bytes) -> None:
     """PROOF, NOT HOPE: unreadable acks, another node's under this key, older ones and empty ones prove nothing."""

@@ -1,0 +1,164 @@
+"""Redis: one server, or a primary and a replica that three Sentinels look after. Data is in the pod's shared memory."""
+
+from __future__ import annotations
+
+import shlex
+
+from tests.containers.pods import DidNotTakeHold, Engine, Pod, Process, run_in, took_hold
+from tests.waiting import wait_until
+
+PORT, SENTINEL_PORT = 6379, 26379
+NAME = "lab"
+DATA = "/dev/shm/redis"
+SERVES_WITHIN_S = 30.0
+SENTINEL = f"""port {SENTINEL_PORT}
+sentinel monitor {NAME} {{primary}} {PORT} 2
+sentinel down-after-milliseconds {NAME} 500
+sentinel failover-timeout {NAME} 2000
+protected-mode no
+"""
+
+
+def start_redis(pod: Pod, image: str, *more: str) -> Process:
+    """Start a server whose every write is on its disk before it is acknowledged."""
+    words = [
+        "redis-server", "--port", str(PORT), "--dir", DATA, "--appendonly", "yes", "--appendfsync", "always",
+        "--save", "''", "--protected-mode", "no", "--repl-diskless-sync-delay", "0", *more,
+    ]  # fmt: skip
+    return pod.start("redis", ["sh", "-c", f"mkdir -p {DATA} && exec {' '.join(words)}"], image=image, user="root")
+
+
+def ask(server: Process, *words: str, port: int = PORT) -> str:
+    """What ``redis-cli`` says; empty when nobody answers."""
+    ran = run_in(server.container, ("timeout", "2", "redis-cli", "-p", str(port), *words))
+    return ran.out.strip() if ran.code == 0 else ""
+
+
+class RedisServer:
+    """One Redis."""
+
+    kind = "redis"
+
+    def __init__(self, engine: Engine, image: str) -> None:
+        pod = engine.pod("redis1", ["control"])
+        self._server = start_redis(pod, image)
+        self._host = pod.ip("control")
+        self._wait_until_serving()
+
+    @property
+    def ports(self) -> list[tuple[str, int]]:
+        """Where clients connect to."""
+        return [(self._host, PORT)]
+
+    def url(self, ports: list[tuple[str, int]] | None = None) -> str:
+        """The store's URL, by way of another address where one is given."""
+        host, port = (ports or self.ports)[0]
+        return f"redis://{host}:{port}"
+
+    def heal(self) -> None:
+        """Let it run and go on."""
+        self._server.resume()
+        self._server.start()
+        self._wait_until_serving()
+
+    def lose_data(self) -> None:
+        """FLUSHALL."""
+        before = int(ask(self._server, "DBSIZE"))
+        if not before or ask(self._server, "FLUSHALL") != "OK":
+            raise DidNotTakeHold(f"redis held {before} keys, and was not emptied")
+
+    def _wait_until_serving(self) -> None:
+        wait_until(lambda: ask(self._server, "PING") == "PONG", within_s=SERVES_WITHIN_S, what="redis to answer")
+
+
+class SentinelServers:
+    """A primary and a replica that is not waited for: what such a store may forget, the agents must remember."""
+
+    kind = "redis-sentinel"
+
+    def __init__(self, engine: Engine, image: str) -> None:
+        self.pods = [engine.pod(name, ["control"]) for name in ("redis1", "redis2")]
+        self.hosts = [pod.ip("control") for pod in self.pods]
+        self.servers = [
+            start_redis(self.pods[0], image),
+            start_redis(self.pods[1], image, "--replicaof", self.hosts[0], str(PORT)),
+        ]
+        self._sentinels: list[Process] = []
+        self._ports: list[tuple[str, int]] = []
+        for number in (1, 2, 3):
+            pod = engine.pod(f"sentinel{number}", ["control"])
+            file, text = "/dev/shm/sentinel.conf", SENTINEL.format(primary=self.hosts[0])
+            script = f"printf %s {shlex.quote(text)} >{file} && exec redis-sentinel {file}"
+            self._sentinels.append(pod.start("sentinel", ["sh", "-c", script], image=image, user="root"))
+            self._ports.append((pod.ip("control"), SENTINEL_PORT))
+        self.wait_until_whole()
+
+    @property
+    def ports(self) -> list[tuple[str, int]]:
+        """Of the Sentinels."""
+        return self._ports
+
+    def url(self, ports: list[tuple[str, int]] | None = None) -> str:
+        """The store's URL."""
+        hosts = ",".join(f"{host}:{port}" for host, port in ports or self.ports)
+        return f"redis+sentinel://{hosts}/{NAME}?wait_replicas=0"
+
+    def primary(self) -> str:
+        """Address of the one that the Sentinels name."""
+        words = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME)
+        named = {ask(sentinel, *words, port=SENTINEL_PORT).split("\n")[0] for sentinel in self._sentinels}
+        return named.pop() if len(named) == 1 else ""
+
+    def wait_until_whole(self) -> None:
+        """Wait until the Sentinels know each other, the primary and the replica, and the replica follows."""
+
+        def whole() -> bool:
+            seen = [ask(one, "SENTINEL", "MASTER", NAME, port=SENTINEL_PORT).split("\n") for one in self._sentinels]
+            known = [dict(zip(words[::2], words[1::2], strict=False)) for words in seen]
+            follows = "master_link_status:up" in ask(self.servers[1], "INFO", "replication")
+            return follows and all(
+                (one.get("num-slaves"), one.get("num-other-sentinels")) == ("1", "2") for one in known
+            )
+
+        wait_until(whole, within_s=SERVES_WITHIN_S, what="the Sentinels to know everybody")
+
+    def heal(self) -> None:
+        """Let every server run and go on."""
+        for server in (*self.servers, *self._sentinels):
+            server.resume()
+            server.start()
+        for pod in self.pods:
+            pod.plug("control")
+        wait_until(lambda: self.primary() != "", within_s=SERVES_WITHIN_S, what="the Sentinels to name a primary")
+
+    def lose_data(self) -> None:
+        """FLUSHALL at the primary, which the replica follows."""
+        primary = self.servers[self.hosts.index(self.primary())]
+        if ask(primary, "FLUSHALL") != "OK":
+            raise DidNotTakeHold("the primary was not emptied")
+
+    def stop_replicating(self) -> None:
+        """Take the replica's cable out: from now on it misses what is written."""
+        self.pods[1].unplug("control")
+        took_hold(
+            lambda: (
+                "connected_slaves:0" in ask(self.servers[0], "INFO", "replication")
+                or not self.pods[1].reaches(self.hosts[0], PORT, within_s=0.3)
+            ),
+            "the replica to be out of reach",
+        )
+
+    def fail_over(self, *, forgets: str) -> None:
+        """Lose the primary's whole machine, plug the replica in again, and wait until it has been made primary.
+
+        Raises:
+            DidNotTakeHold: the replica knows of what it should have missed.
+        """
+        # Off the network first: the kernel would go on sending what a killed process had written.
+        self.pods[0].unplug("control")
+        self.servers[0].kill()
+        if forgets in ask(self.servers[1], "HGETALL", f"killswitch:key:/killswitch/{NAME}/flag"):
+            raise DidNotTakeHold(f"the replica has heard of {forgets}")
+        self.pods[1].plug("control")
+        took_hold(lambda: self.primary() == self.hosts[1], "the failover", within_s=SERVES_WITHIN_S)
+        took_hold(lambda: "role:master" in ask(self.servers[1], "INFO", "replication"), "the new primary's role")

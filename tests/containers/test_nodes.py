@@ -1,0 +1,230 @@
+"""One node at a time is cut off, killed, paused, restarted, slowed down, or given a wrong wall clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from killswitch.clock import now_ns
+from tests.containers.faults import Faults
+from tests.containers.lab import FAKE_CLOCK_NODE, SLOW_NODE, TRAPPED_NODE, Lab
+from tests.containers.times import BUSY_FACTOR, STOP_FACTOR
+from tests.waiting import wait_until
+
+pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
+
+NS_PER_MS = 1_000_000
+NS_PER_S = 1_000 * NS_PER_MS
+LOOK_AFTER_WAKING_MS = 1_500
+"""How long the venue is watched after something was woken: a router that meant to order would have done so by then."""
+
+
+def assert_stopped_by_permit(lab: Lab, times: Callable[..., None], node: str, since_ns: int, what: str) -> None:
+    """BOUNDED STOP, by the venue's record: the node's last order arrived within the permit's bound."""
+    last_ms = (lab.judge.last_accepted_ns(lab.routers(node)) - since_ns) / NS_PER_MS
+    bound_ms = lab.bounds["unreachable_ms"]
+    times(what, last_ms, bound_ms)
+    assert last_ms <= bound_ms * STOP_FACTOR
+
+
+def assert_silent(lab: Lab, node: str, *, since_ns: int) -> None:
+    """The venue has accepted nothing of the node since then."""
+    assert set(lab.judge.accepted(lab.routers(node), since_ns=since_ns).values()) == {0}
+
+
+def acks_in_time(lab: Lab, times: Callable[..., None], node: str, epoch: int, since_ns: int) -> None:
+    """The node's ack of this epoch or a later one comes soon after it can speak again."""
+    bound_ms = lab.bounds["reachable_ms"]
+    within_s = bound_ms * BUSY_FACTOR / 1000 + 2
+    wait_until(lambda: lab.cluster.acks()[node].epoch >= epoch, within_s=within_s, what=f"{node}'s ack of {epoch}")
+    times(f"{node} acknowledges after it can speak again", (now_ns() - since_ns) / NS_PER_MS, bound_ms)
+
+
+def test_bounded_stop_of_a_node_that_is_cut_off(lab: Lab, faults: Faults, times: Callable[..., None]) -> None:
+    """BOUNDED STOP, PROOF NOT HOPE: cut off from the store, with the venue in reach, a node stops by its permit. The
+    certificate says PERMIT_EXPIRED of it and ACKED of the others. Healed, it acknowledges and stays frozen.
+    """
+    faults.cut("n2")
+    cut_ns = now_ns()
+    frozen = lab.freeze("one node hears nothing", expect=3)
+    assert_stopped_by_permit(lab, times, "n2", cut_ns, "last order of a node that is cut off, after the cut")
+    assert lab.judge.last_accepted_ns(lab.routers("n2")) <= frozen.in_force_ns + int(
+        lab.bounds["unreachable_ms"] * STOP_FACTOR * NS_PER_MS
+    )
+    assert frozen.states() == {node: "PERMIT_EXPIRED" if node == "n2" else "ACKED" for node in lab.nodes}
+    assert frozen.certificate["stopped"]
+    assert not frozen.certificate["flat"]
+    times("certificate with one node cut off", frozen.certificate["elapsed_ms"])
+    healing_ns = now_ns()
+    faults.heal("n2")
+    acks_in_time(lab, times, "n2", frozen.document["epoch"], healing_ns)
+    assert_silent(lab, "n2", since_ns=healing_ns)
+    assert lab.judge.working(lab.routers()) == 0
+
+
+def test_bounded_stop_of_a_node_whose_agent_is_killed(lab: Lab, faults: Faults, times: Callable[..., None]) -> None:
+    """BOUNDED STOP, A CANCEL ALWAYS PASSES: the routers of a dead agent stop by the page alone, and cancel."""
+    faults.kill(lab.agent("n1"))
+    killed_ns = now_ns()
+    frozen = lab.freeze("an agent is dead", expect=3)
+    assert_stopped_by_permit(lab, times, "n1", killed_ns, "last order of a node whose agent was killed")
+    assert frozen.line("n1")["state"] == "PERMIT_EXPIRED"
+    assert not frozen.certificate["flat"]
+    wait_until(lambda: lab.judge.working(lab.routers("n1")) == 0, what="the routers to cancel without their agent")
+
+
+def test_unknown_is_frozen_for_an_agent_restarted_while_frozen(
+    lab: Lab, faults: Faults, times: Callable[..., None]
+) -> None:
+    """UNKNOWN IS FROZEN: an agent that is killed and started again while frozen opens nothing, before or after."""
+    frozen = lab.freeze("stay down")
+    certified_ns = now_ns()
+    faults.kill(lab.agent("n1"))
+    before = lab.cluster.membership().reports["n1"].instance
+    restarted_ns = now_ns()
+    faults.restart(lab.agent("n1"))
+    wait_until(lambda: lab.cluster.acks()["n1"].instance != before, within_s=20, what="the new run's ack")
+    times("ack of a restarted agent", (now_ns() - restarted_ns) / NS_PER_MS)
+    assert lab.cluster.acks()["n1"].epoch == frozen.document["epoch"]
+    assert not lab.is_open("n1")
+    assert_silent(lab, "n1", since_ns=certified_ns)
+    released_ns = lab.release()
+    lab.judge.wait_until_trading(lab.routers("n1"))
+    assert set(lab.judge.accepted(lab.routers("n1"), since_ns=certified_ns, until_ns=released_ns).values()) == {0}
+
+
+def test_bounded_stop_of_a_whole_node_that_is_paused_and_woken(
+    lab: Lab, faults: Faults, times: Callable[..., None]
+) -> None:
+    """BOUNDED STOP: agent and router stand still beyond the permit, across a freeze; woken, the router's next order is
+    refused before anything goes out, and the agent acknowledges.
+    """
+    sleepers = (lab.agent("n2"), lab.router("n2-r1"))
+    faults.pause(*sleepers)
+    paused_ns = now_ns()
+    frozen = lab.freeze("while a node sleeps", expect=3)
+    assert frozen.line("n2")["state"] == "PERMIT_EXPIRED"
+    waking_ns = now_ns()
+    faults.resume(*reversed(sleepers))
+    acks_in_time(lab, times, "n2", frozen.document["epoch"], waking_ns)
+    look_on(lab, waking_ns)
+    assert_silent(lab, "n2", since_ns=paused_ns)
+    assert lab.judge.working(lab.routers("n2")) == 0
+
+
+def test_bounded_stop_of_an_agent_that_is_paused_and_woken(
+    lab: Lab, faults: Faults, times: Callable[..., None]
+) -> None:
+    """BOUNDED STOP, UNKNOWN IS FROZEN: while only the agent sleeps its routers stop and cancel by themselves; woken
+    with nothing frozen it renews by a read, and trading resumes.
+    """
+    faults.pause(lab.agent("n2"))
+    paused_ns = now_ns()
+    bound_s = lab.bounds["unreachable_ms"] * BUSY_FACTOR / 1000
+    wait_until(lambda: lab.judge.working(lab.routers("n2")) == 0, within_s=bound_s, what="the router to cancel")
+    assert_stopped_by_permit(lab, times, "n2", paused_ns, "last order of a node whose agent was paused")
+    faults.resume(lab.agent("n2"))
+    lab.judge.wait_until_trading(lab.routers("n2"))
+
+
+def test_a_router_stopped_before_its_second_look_sends_nothing_when_woken(lab: Lab, faults: Faults) -> None:
+    """BOUNDED STOP: a router is stopped between its check and its send; a freeze is made; woken, it sends nothing."""
+    router = faults.stop_router_at("before-second-look")
+    stopped_ns = now_ns()
+    frozen = lab.freeze("while a router stands between its looks", expect=3)
+    assert frozen.line(TRAPPED_NODE)["state"] == "ACKED"
+    assert frozen.line(TRAPPED_NODE)["note"] == "cancelling"
+    waking_ns = now_ns()
+    faults.wake(router)
+    wait_until(lambda: lab.judge.working(lab.routers(TRAPPED_NODE)) == 0, what="the woken router to cancel")
+    look_on(lab, waking_ns)
+    assert_silent(lab, TRAPPED_NODE, since_ns=stopped_ns)
+
+
+def test_a_router_stopped_after_its_second_look_is_never_called_flat_before_it_has_cancelled(
+    lab: Lab, faults: Faults
+) -> None:
+    """PROOF NOT HOPE, A CANCEL ALWAYS PASSES: what docs/guarantees.md does not promise, and what it does. The one order
+    that had passed both looks goes out when its router is woken, and is cancelled; no certificate said flat before.
+    """
+    router = faults.stop_router_at("after-second-look")
+    stopped_ns = now_ns()
+    frozen = lab.freeze("while a router stands before the wire", expect=3)
+    assert not frozen.certificate["flat"]
+    assert not frozen.line(TRAPPED_NODE)["flat"]
+    waking_ns = now_ns()
+    faults.wake(router)
+    look_on(lab, waking_ns)
+    assert sum(lab.judge.accepted(lab.routers(TRAPPED_NODE), since_ns=stopped_ns).values()) <= 1
+    wait_until(lambda: lab.judge.working(lab.routers(TRAPPED_NODE)) == 0, what="the late order to be cancelled")
+
+
+def test_a_router_killed_with_working_orders_keeps_the_certificate_from_saying_flat(lab: Lab, faults: Faults) -> None:
+    """PROOF NOT HOPE: orders of a dead router work on at the venue, and the certificate does not call that flat."""
+    faults.kill(lab.router("n1-r2"))
+    wait_until(lambda: lost_routers(lab, "n1") == ["n1-r2"], what="the loss to be reported")
+    left = lab.judge.working(["n1-r2"])
+    assert left > 0
+    frozen = lab.freeze("a router is dead", expect=3)
+    assert frozen.certificate["stopped"]
+    assert not frozen.certificate["flat"]
+    line = frozen.line("n1")
+    assert (line["state"], line["note"]) == ("ACKED", "working orders not proven cancelled")
+    assert line["orders_open"] >= left
+    assert lab.judge.working(["n1-r2"]) == left
+    faults.restart(lab.router("n1-r2"))
+    wait_until(lambda: lab.judge.working(["n1-r2"]) == 0, within_s=20, what="the next run to cancel what was left")
+
+
+def test_a_stepped_wall_clock_changes_nothing(lab: Lab, faults: Faults, times: Callable[..., None]) -> None:
+    """Time: the wall clock of agent and router an hour ahead and an hour behind. The permit goes on; a freeze works."""
+    for hours in (1, -1):
+        faults.step_wall_clock(hours * 3600)
+        stepped_ns = now_ns()
+        look_on(lab, stepped_ns, 1.5 * lab.bounds["unreachable_ms"])
+        assert longest_silence_ms(lab, FAKE_CLOCK_NODE, stepped_ns) < lab.bounds["reachable_ms"]
+        frozen = lab.freeze(f"with a clock that is {hours} h off")
+        last_ms = (lab.judge.last_accepted_ns(lab.routers(FAKE_CLOCK_NODE)) - frozen.said_ns) / NS_PER_MS
+        times(f"last order with the wall clock {hours:+d} h", last_ms, lab.bounds["reachable_ms"])
+        assert last_ms < lab.bounds["reachable_ms"] * BUSY_FACTOR
+        assert frozen.states()[FAKE_CLOCK_NODE] == "ACKED"
+        lab.release()
+        lab.judge.wait_until_trading(lab.routers(FAKE_CLOCK_NODE))
+
+
+@pytest.mark.parametrize("ms", [50, 150])
+def test_a_slow_line_to_the_store_keeps_permits_and_bounds(
+    lab: Lab, faults: Faults, times: Callable[..., None], ms: int
+) -> None:
+    """BOUNDED STOP: with 50 and 150 ms more for each round trip the permit goes on, and a freeze arrives in time. The
+    node keeps its lease and goes on reporting, so nobody takes it for lost while it trades.
+    """
+    measured_ms = faults.slow(ms)
+    slowed_ns = now_ns()
+    look_on(lab, slowed_ns, lab.bounds["unreachable_ms"])
+    before = lab.cluster.membership().reports[SLOW_NODE].report
+    look_on(lab, slowed_ns, 2 * lab.bounds["unreachable_ms"])
+    assert lab.cluster.membership().reports[SLOW_NODE].report > before
+    assert longest_silence_ms(lab, SLOW_NODE, slowed_ns) < lab.bounds["reachable_ms"]
+    frozen = lab.freeze("by a slow line")
+    last_ms = (lab.judge.last_accepted_ns(lab.routers(SLOW_NODE)) - frozen.said_ns) / NS_PER_MS
+    times(f"last order by a line with reads of {measured_ms:.0f} ms", last_ms, lab.bounds["reachable_ms"])
+    assert last_ms < lab.bounds["reachable_ms"] * BUSY_FACTOR
+    assert frozen.states()[SLOW_NODE] == "ACKED"
+
+
+def look_on(lab: Lab, since_ns: int, ms: float = LOOK_AFTER_WAKING_MS) -> None:
+    """Let the venue's clock go on to this long after ``since_ns``: what had not come by then is judged not to come."""
+    until_ns = since_ns + int(ms * NS_PER_MS)
+    wait_until(lambda: lab.judge.now_ns() >= until_ns, within_s=ms / 1000 + 10, what="the time of looking on to pass")
+
+
+def longest_silence_ms(lab: Lab, node: str, since_ns: int) -> float:
+    """Longest time in which the venue accepted nothing of the node, since then and until now."""
+    return lab.judge.longest_silence_ms(lab.routers(node), since_ns=since_ns)
+
+
+def lost_routers(lab: Lab, node: str) -> list[str]:
+    """Routers of a node that went without goodbye."""
+    return [router.router for router in lab.cluster.membership().reports[node].routers if router.state == "lost"]

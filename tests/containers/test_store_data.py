@@ -1,0 +1,110 @@
+"""The store loses its data or is set back; agents stay frozen, and say what they know until the store has it again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from killswitch.clock import now_ns
+from killswitch.core.flag import Flag
+from tests.containers.faults import Faults
+from tests.containers.lab import Frozen, Lab
+from tests.containers.test_nodes import NS_PER_MS, look_on
+from tests.waiting import wait_until
+
+pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
+
+SAID_AGAIN_WITHIN_S = 30.0
+
+
+def assert_said_again(lab: Lab, frozen: Frozen, since_ns: int) -> None:
+    """UNKNOWN IS FROZEN, NOTHING IS LOST: the freeze is in the store again, with the cause that says why, and the venue
+    has accepted nothing since the certificate.
+    """
+    flag = wait_until(
+        lambda: (found := lab.find_flag()) and frozen.id in found.freeze_ids() and found,
+        within_s=SAID_AGAIN_WITHIN_S, what="the freeze to be said again",
+    )  # fmt: skip
+    assert isinstance(flag, Flag)
+    assert any(cause.trigger == "store_lost_data" for cause in flag.freezes)
+    assert flag.epoch > frozen.document["epoch"]
+    look_on(lab, now_ns())
+    assert set(lab.judge.accepted(lab.routers(), since_ns=since_ns).values()) == {0}
+
+
+def trades_again(lab: Lab) -> None:
+    """Everybody joins again and a release ends it."""
+    for node in lab.nodes:
+        wait_until(lambda node=node: lab.is_joined(node), within_s=30, what=f"{node} to join again")
+    lab.release(expect=None)
+    lab.judge.wait_until_trading(lab.routers(), within_s=30)
+
+
+def test_a_store_set_back_to_an_older_snapshot_is_told_the_freeze_again(
+    lab: Lab, faults: Faults, times: Callable[..., None]
+) -> None:
+    """UNKNOWN IS FROZEN, NOTHING IS LOST: etcd is restored from before the freeze."""
+    lab.servers.save_snapshot()
+    frozen = lab.freeze("must outlive the restore")
+    certified_ns = now_ns()
+    faults.restore_store()
+    restored_ns = now_ns()
+    assert_said_again(lab, frozen, certified_ns)
+    times("the freeze is in the restored store again", (now_ns() - restored_ns) / NS_PER_MS)
+    trades_again(lab)
+
+
+def test_the_only_node_that_knows_a_freeze_says_it_when_it_comes_back(lab: Lab, faults: Faults) -> None:
+    """ONE VOICE FREEZES, UNKNOWN IS FROZEN: one node has acknowledged a freeze in its journal and dies; the others
+    never heard of it, and the store is set back to before. They trade by what the store says, until the one comes back.
+    """
+    lab.servers.save_snapshot()
+    for node in lab.others("n2"):
+        faults.cut(node)
+    frozen = lab.freeze("only one hears this", expect=3)
+    assert frozen.line("n2")["state"] == "ACKED"
+    faults.kill(lab.agent("n2"))
+    faults.restore_store()
+    for node in lab.others("n2"):
+        faults.heal(node)
+    lab.judge.wait_until_trading(lab.routers(*lab.others("n2")), within_s=30)
+    faults.restart(lab.agent("n2"))
+    wait_until(
+        lambda: (found := lab.find_flag()) and frozen.id in found.freeze_ids(),
+        within_s=SAID_AGAIN_WITHIN_S, what="the journal's freeze to be said",
+    )  # fmt: skip
+    wait_until(lambda: lab.judge.working(lab.routers()) == 0, what="everybody to stop")
+    stopped_ns = now_ns()
+    look_on(lab, stopped_ns)
+    assert set(lab.judge.accepted(lab.routers(), since_ns=stopped_ns).values()) == {0}
+    trades_again(lab)
+
+
+def test_a_node_with_an_old_journal_takes_over_what_it_missed(lab: Lab, faults: Faults) -> None:
+    """UNKNOWN IS FROZEN: dead over a freeze, a release and another freeze, a node comes back to the last of them."""
+    faults.kill(lab.agent("n3"))
+    lab.freeze("missed, and lifted again", expect=3)
+    lab.release(expect=None)
+    frozen = lab.freeze("missed, and in force", expect=3)
+    faults.restart(lab.agent("n3"))
+    restarted_ns = now_ns()
+    wait_until(lambda: lab.cluster.acks()["n3"].epoch == frozen.document["epoch"], within_s=20, what="n3's ack")
+    look_on(lab, restarted_ns)
+    assert set(lab.judge.accepted(lab.routers("n3"), since_ns=restarted_ns).values()) == {0}
+    lab.release()
+    lab.judge.wait_until_trading(lab.routers())
+
+
+@pytest.mark.fresh_after
+def test_a_store_that_lost_everything_is_told_the_freeze_again(
+    lab: Lab, faults: Faults, times: Callable[..., None]
+) -> None:
+    """UNKNOWN IS FROZEN, NOTHING IS LOST: all members of the store come back on empty disks."""
+    frozen = lab.freeze("must outlive the store")
+    certified_ns = now_ns()
+    faults.lose_store_data()
+    lost_ns = now_ns()
+    assert_said_again(lab, frozen, certified_ns)
+    times("the freeze is in the empty store again", (now_ns() - lost_ns) / NS_PER_MS)
+    trades_again(lab)

@@ -1,0 +1,83 @@
+"""Servers of the store die, hang and come back; what was committed is not forgotten, and nobody trades unknowing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from killswitch.clock import now_ns
+from tests.containers.faults import Faults
+from tests.containers.lab import Frozen, Lab
+from tests.containers.test_nodes import NS_PER_MS, assert_stopped_by_permit, look_on
+from tests.containers.times import STOP_FACTOR
+from tests.waiting import wait_until
+
+pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
+
+PATIENT = ("--timeout", "30")
+"""A freeze that waits for the store to elect a leader first."""
+
+
+@pytest.mark.parametrize("fault", ["killed", "paused"])
+def test_nothing_is_lost_when_the_stores_leader_goes_in_the_middle_of_a_freeze(
+    lab: Lab, faults: Faults, times: Callable[..., None], fault: str
+) -> None:
+    """BOUNDED STOP, NOTHING IS LOST: the freeze is on its way when the store's leader is gone. It ends in force, once;
+    from then on the bound holds, and the old leader's return changes nothing.
+    """
+    (faults.stop_store_leader if fault == "killed" else faults.pause_store_leader)()
+    gone_ns = now_ns()
+    frozen = lab.freeze("in the middle of an election", *PATIENT)
+    times(f"freeze in force, the store's leader {fault}", (frozen.in_force_ns - gone_ns) / NS_PER_MS)
+    last_ms = (lab.judge.last_accepted_ns(lab.routers()) - frozen.in_force_ns) / NS_PER_MS
+    assert last_ms <= lab.bounds["unreachable_ms"] * STOP_FACTOR
+    assert frozen.certificate["stopped"]
+    certified_ns = now_ns()
+    lab.servers.heal()
+    look_on(lab, now_ns())
+    assert [cause.id for cause in lab.flag().freezes] == [frozen.id]
+    assert set(lab.judge.accepted(lab.routers(), since_ns=certified_ns).values()) == {0}
+    assert lab.cluster.verify_history() == []
+
+
+def test_everybody_is_frozen_while_most_of_the_store_is_gone(
+    lab: Lab, faults: Faults, times: Callable[..., None]
+) -> None:
+    """BOUNDED STOP, UNKNOWN IS FROZEN: without a majority every node stops by its permit, a freeze tells the truth, and
+    what holds afterwards is what the store says.
+    """
+    epoch = lab.flag().epoch
+    faults.stop_store_majority()
+    gone_ns = now_ns()
+    refused = lab.killswitch("freeze", "--reason", "nobody hears this", expect=4)
+    assert "is NOT in force" in refused.err or "may or may not be in force" in refused.err
+    for node in lab.nodes:
+        assert_stopped_by_permit(lab, times, node, gone_ns, f"last order of {node} without the store")
+    wait_until(lambda: lab.judge.working(lab.routers()) == 0, what="the routers to cancel")
+    lab.servers.heal()
+    flag = wait_until(lab.find_flag, within_s=30, what="the store to answer")
+    if "is NOT in force" in refused.err:
+        assert (flag.epoch, flag.freezes) == (epoch, ())
+    if not flag.freezes:
+        lab.judge.wait_until_trading(lab.routers())
+    assert lab.cluster.verify_history() == []
+
+
+def test_a_freeze_just_before_the_store_is_gone_stays(lab: Lab, faults: Faults) -> None:
+    """NOTHING IS LOST: a freeze is committed, and most of the store dies at once; it is in force afterwards."""
+    frozen: list[Frozen] = []
+    freezing = threading.Thread(target=lambda: frozen.append(lab.freeze("a last word", *PATIENT, expect=None)))
+    freezing.start()
+    wait_until(lambda: lab.flag().freezes, what="the freeze to be committed")
+    faults.stop_store_majority()
+    freezing.join(timeout=60)
+    certified_ns = now_ns()
+    assert frozen[0].certificate["stopped"]
+    lab.servers.heal()
+    flag: Any = wait_until(lab.find_flag, within_s=30, what="the store to answer")
+    assert [cause.id for cause in flag.freezes] == [frozen[0].id]
+    look_on(lab, now_ns())
+    assert set(lab.judge.accepted(lab.routers(), since_ns=certified_ns).values()) == {0}
