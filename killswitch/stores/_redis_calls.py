@@ -47,7 +47,7 @@ class Calls:
 
     def __init__(self, database: int, *, counted: bool) -> None:
         self.channel = f"{PREFIX}{database}:changes"
-        self._common = (self.channel.encode(), b"1" if counted else b"0")
+        self._counted = counted
 
     def read(self, key: str) -> ScriptCall:
         return self._call(READ, [key])
@@ -77,14 +77,17 @@ class Calls:
     def release(self, key: str, version: int) -> ScriptCall:
         return self._call(RELEASE, [key], b"%d" % version)
 
-    def follow(self, birth: bytes, known: int | None, prefix: str) -> ScriptCall:
-        return self._call(FOLLOW, [], birth, b"" if known is None else b"%d" % known, key_bytes(prefix))
+    def follow(self, birth: bytes, known: int | None, prefix: str, *, counted: bool) -> ScriptCall:
+        return self._call(
+            FOLLOW, [], birth, b"" if known is None else b"%d" % known, key_bytes(prefix), counted=counted
+        )
 
-    def _call(self, script: Script, keys: Sequence[str], *arguments: bytes) -> ScriptCall:
+    def _call(self, script: Script, keys: Sequence[str], *arguments: bytes, counted: bool | None = None) -> ScriptCall:
+        mark = self._counted if counted is None else counted
         return ScriptCall(
             script,
             (*(table.encode() for table in TABLES), *(DATA_PREFIX.encode() + key_bytes(key) for key in keys)),
-            (*self._common, *arguments),
+            (self.channel.encode(), b"1" if mark else b"0", *arguments),
         )
 
 

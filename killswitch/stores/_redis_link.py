@@ -18,7 +18,8 @@ from redis.retry import Retry
 
 from killswitch import clock
 from killswitch.stores._redis_refusals import Refusal, refusal_from
-from killswitch.stores._redis_sockets import Deadline, DeadlineSocket, Dialler, Resolver
+from killswitch.stores._redis_sockets import DeadlineSocket, Dialler, Resolver
+from killswitch.stores._timing import Deadline
 from killswitch.stores.urls import Login
 
 Command = tuple[bytes | int, ...]
@@ -121,7 +122,7 @@ class Link:
             self._socket = self._dialler.dial(deadline)
             self._connection = _OneConnection(self._dialler.host, self._dialler.port, self._socket)
             self._connection.connect()
-        except (exceptions.RedisError, OSError) as error:
+        except (exceptions.RedisError, OSError, ValueError) as error:
             raise self._failed(error, sent=False) from error
 
     def request(self, deadline: Deadline, *commands: Command) -> list[Any]:

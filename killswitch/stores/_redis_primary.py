@@ -14,7 +14,7 @@ from killswitch.stores._redis_calls import ScriptCall
 from killswitch.stores._redis_link import Command, Link, LinkFailed, LinkRefused, LinkSettings, greet
 from killswitch.stores._redis_refusals import Refusal
 from killswitch.stores._redis_scripts import PROBE, PROBE_KEY
-from killswitch.stores._redis_sockets import Deadline
+from killswitch.stores._timing import Deadline
 
 R = TypeVar("R")
 

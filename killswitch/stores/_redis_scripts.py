@@ -108,6 +108,7 @@ local function prune()
   local oldest = redis.call('ZPOPMIN', deleted, surplus)
   for at = 1, #oldest, 2 do
     redis.call('ZREM', changes, oldest[at])
+    redis.call('HSET', meta, 'pruned', text(tonumber(oldest[at + 1])))
   end
 end
 

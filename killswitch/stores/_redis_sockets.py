@@ -13,35 +13,9 @@ import threading
 from concurrent.futures import Future
 from typing import Any
 
-from killswitch import clock
-
-NANOSECONDS_PER_MS = 1_000_000
-NANOSECONDS_PER_S = 1_000_000_000
+from killswitch.stores._timing import Deadline
 
 Addresses = list[tuple[Any, ...]]
-
-
-class Deadline:
-    """The time that is left of one budget."""
-
-    def __init__(self, budget_ms: float, now_ns: clock.NowNs) -> None:
-        self._now_ns = now_ns
-        self._end_ns = now_ns() + round(budget_ms * NANOSECONDS_PER_MS)
-
-    def remaining_s(self) -> float:
-        """Seconds left, 0 when there are none."""
-        return max(0, self._end_ns - self._now_ns()) / NANOSECONDS_PER_S
-
-    def share(self, part: float) -> Deadline:
-        """A budget of ``part`` of what is left."""
-        return Deadline(self.remaining_s() * 1_000 * part, self._now_ns)
-
-    def required_s(self) -> float:
-        """Seconds left; raises ``TimeoutError`` when there are none, because 0 would mean "do not wait" to a socket."""
-        remaining_s = self.remaining_s()
-        if remaining_s <= 0:
-            raise TimeoutError("no time was left")
-        return remaining_s
 
 
 class Resolver:

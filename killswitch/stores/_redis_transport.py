@@ -20,13 +20,12 @@ from killswitch.stores._redis_link import Command, Link, LinkFailed, LinkRefused
 from killswitch.stores._redis_primary import Primary
 from killswitch.stores._redis_refusals import ELSEWHERE_CODES, Refusal
 from killswitch.stores._redis_scripts import DAMAGED, DONE
-from killswitch.stores._redis_sockets import Deadline
+from killswitch.stores._timing import MILLISECONDS_PER_S, Deadline
 from killswitch.stores.port import OutcomeUnknown, StoreForbidden, StoreUnavailable
 
 LINKS_MAX = 8
 # Redis should say how many have confirmed while we still listen, and it looks only every 100 ms whose time is up.
 WAIT_MARGIN_MS = 200
-MILLISECONDS_PER_S = 1_000
 
 
 class TooFewReplicas(Exception):  # noqa: N818 - no error of the port's, and never seen outside of these modules

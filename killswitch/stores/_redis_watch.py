@@ -22,14 +22,12 @@ from killswitch.stores._mailbox import call_back
 from killswitch.stores._redis_calls import Calls, key_bytes, key_text
 from killswitch.stores._redis_link import Link, LinkFailed, LinkRefused
 from killswitch.stores._redis_primary import Primary
-from killswitch.stores._redis_sockets import NANOSECONDS_PER_MS, Deadline
 from killswitch.stores._redis_transport import TooFewReplicas, run
+from killswitch.stores._timing import MILLISECONDS_PER_S, NANOSECONDS_PER_MS, Deadline, backoff_ms
 from killswitch.stores.port import Entry, OnChange, OnGap
 
 LOOK_EVERY_MS = 500
 SILENCE_LIMIT_INTERVALS = 3
-FIRST_BACKOFF_MS = 50
-MILLISECONDS_PER_S = 1_000
 
 _log = structlog.get_logger(__name__)
 
@@ -98,7 +96,8 @@ class _Subscription:
         (confirmed,) = self._news.request(deadline, (b"SUBSCRIBE", channel))
         if not isinstance(confirmed, list):
             raise _Interrupted(f"subscribing was refused: {confirmed}")
-        answer = run(self._answers, self._settings.calls.follow(b"", None, self._prefix), deadline, wait_replicas=0)
+        call = self._settings.calls.follow(b"", None, self._prefix, counted=False)
+        answer = run(self._answers, call, deadline, wait_replicas=0)
         self._birth, self._known = answer[1], int(answer[2])
 
     def wait_for_news(self, until: Deadline) -> bool:
@@ -117,11 +116,19 @@ class _Subscription:
             for_life: both links must answer, and replicas confirm; else only the question counts.
         """
         deadline = self._settings.deadline(self._silence_limit_ms)
-        call = self._settings.calls.follow(self._birth, self._known, self._prefix)
+        wait_replicas = self._settings.wait_replicas if for_life else 0
+        call = self._settings.calls.follow(self._birth, self._known, self._prefix, counted=wait_replicas > 0)
         if for_life:
             self._ping(deadline)
         try:
-            answer = run(self._answers, call, deadline, wait_replicas=self._settings.wait_replicas if for_life else 0)
+            # News waits meanwhile, so the replicas have less time than the links.
+            answer = run(
+                self._answers,
+                call,
+                deadline,
+                wait_replicas=wait_replicas,
+                wait_at_most_ms=self._settings.look_every_ms,
+            )
         except TooFewReplicas as error:
             self._check_primary(error)
             # What it says is believed, because news only ever closes a gate.
@@ -286,16 +293,3 @@ class RedisWatch:
             self._links = [*(kept for kept in self._links if not kept.closed), link]
             if self._stop.is_set():
                 link.break_off()
-
-
-def backoff_ms(attempt: int, *, cap_ms: float, chance: float) -> float:
-    """Pause before reconnect number ``attempt`` (from 0): doubling, at most ``cap_ms``, at least half of that drawn.
-
-    Args:
-        attempt: how many attempts in a row have failed.
-        cap_ms: the longest pause.
-        chance: a random number from 0 to 1; it spreads the clients of a server that comes back.
-    """
-    # The exponent is bounded, because 2 ** 10_000 is no float.
-    longest_ms = min(cap_ms, FIRST_BACKOFF_MS * 2.0 ** min(attempt, 32))
-    return longest_ms * (0.5 + 0.5 * chance)

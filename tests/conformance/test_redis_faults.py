@@ -1,31 +1,27 @@
 """What only Redis does to a store: it forgets everything, evicts, is shared with others, and becomes a replica.
 
-Sentinel is in ``test_redis_sentinel.py``; what every store has to do is in the other files of this folder.
+Sentinel is in ``test_redis_sentinel.py``, users and certificates are in ``test_redis_access.py``; what every store has
+to do is in the other files of this folder.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import redis
-import trustme
 from structlog.testing import capture_logs
-from testcontainers.core.container import DockerContainer
 
 from killswitch.stores import Conflict, Entry, LeaseLost, OutcomeUnknown, Store, StoreForbidden, StoreUnavailable
 from killswitch.stores._redis_scripts import TOMBSTONES_MAX
 from killswitch.stores.redis import RedisStore
 from tests.conformance.forwarder import Forwarder
-from tests.conformance.rigs.base import PATIENT_MS, ContainerServer, wait_until_serving
-from tests.conformance.rigs.network import free_port
 from tests.conformance.rigs.observer import Observer
-from tests.conformance.rigs.redis import RedisContainerRig, open_impatient_redis
-from tests.images.choose import choose_image, do_without_ryuk_where_it_cannot_be_had, require_docker
+from tests.conformance.rigs.redis import RedisContainerRig, image_of_redis, open_impatient_redis
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
@@ -34,29 +30,12 @@ LEASE_TTL_MS = 1_000
 # For the test to be scheduled on a busy machine; no part of what the store promises.
 NOTICE_S = 1.0
 OTHER_KEYS = 100_000
-MINIMAL_RIGHTS = [
-    "resetchannels", "resetkeys", "nocommands", "~killswitch:*", "&killswitch:*",
-    "+eval", "+evalsha", "+role", "+subscribe", "+ping", "+publish", "+time",
-    "+del", "+hget", "+hset", "+hdel", "+hincrby", "+pexpire", "+persist", "+pttl",
-    "+zadd", "+zcard", "+zpopmin", "+zrangebylex", "+zrangebyscore", "+zrem", "+zscore",
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def image() -> str:
-    """The image of Redis."""
-    client = require_docker()
-    try:
-        do_without_ryuk_where_it_cannot_be_had(client)
-        return choose_image(client, "redis")
-    finally:
-        client.close()
-
-
-@pytest.fixture(scope="module")
-def rig(image: str) -> Iterator[RedisContainerRig]:
+def rig() -> Iterator[RedisContainerRig]:
     """A server of this file's own, because what is done to it here others would notice."""
-    made = RedisContainerRig(image)
+    made = RedisContainerRig(image_of_redis())
     yield made
     made.close()
 
@@ -67,13 +46,6 @@ def admin(rig: RedisContainerRig) -> Iterator[redis.Redis]:
     host, _, port = rig.server.partition(":")
     with redis.Redis(host=host, port=int(port)) as client:
         yield client
-
-
-def open_with(rig: RedisContainerRig, *, path: str = "", login: str = "", options: str = "") -> RedisStore:
-    """A patient client by a URL with more in it."""
-    return open_impatient_redis(
-        f"redis://{login}{rig.server}{path}{options}", request_timeout_ms=PATIENT_MS, alive_every_ms=500
-    )
 
 
 def test_after_a_flushall_everything_is_absent_versions_grow_on_and_watches_say_gap(
@@ -179,7 +151,7 @@ def test_a_table_that_is_not_ours_stops_every_write_before_it_begins(
 
 def test_databases_of_one_server_are_stores_of_their_own(rig: RedisContainerRig, at: str, observer: Observer) -> None:
     """Neither keys nor messages cross over, and a watch is not woken, or told, by the other."""
-    with open_with(rig) as zero, open_with(rig, path="/7") as seven:
+    with rig.open_with() as zero, rig.open_with(path="/7") as seven:
         seven.watch(at, observer.on_change, observer.on_gap)
         observer.wait_for_gap()
         zero.commit({}, {f"{at}k": b"zero"})
@@ -192,7 +164,7 @@ def test_databases_of_one_server_are_stores_of_their_own(rig: RedisContainerRig,
 
 def test_a_database_that_is_not_there_is_refused(rig: RedisContainerRig, at: str) -> None:
     """Nobody is left waiting for a database that Redis was not configured for."""
-    with open_with(rig, path="/999") as store, pytest.raises(StoreForbidden, match="out of range"):
+    with rig.open_with(path="/999") as store, pytest.raises(StoreForbidden, match="out of range"):
         store.read(f"{at}k")
 
 
@@ -247,18 +219,18 @@ def test_a_change_without_a_message_is_found_by_looking(
     rig: RedisContainerRig, store: Store, at: str, observer: Observer
 ) -> None:
     """Redis may drop a message. Here one goes to a channel that nobody listens to."""
-    with open_with(rig, path="/0") as speechless:
-        speechless._calls._common = (b"killswitch:lost", b"0")
+    with rig.open_with(path="/0") as speechless:
+        speechless._calls.channel = "killswitch:lost"
         store.watch(at, observer.on_change, observer.on_gap)
         observer.wait_for_gap()
         for number in range(3):
             speechless.commit({}, {f"{at}k": b"%d" % number})
             observer.wait_for(f"{at}k", b"%d" % number)
-        # The next message does not join on to what the watch knows, and is not taken for all that has happened.
-        speechless.commit({}, {f"{at}unsaid": b"v"})
-        store.commit({}, {f"{at}said": b"v"})
-        observer.wait_for(f"{at}said", b"v")
-        observer.wait_for(f"{at}unsaid", b"v")
+        # The next message is about another prefix, but does not join on to what the watch knows.
+        for number in range(3):
+            speechless.commit({}, {f"{at}unsaid": b"%d" % number})
+            store.commit({}, {f"/elsewhere{at}": b"v"})
+            observer.wait_for(f"{at}unsaid", b"%d" % number)
         assert observer.gaps == 1
     versions = [entry.version for entry in observer.changes]
     assert versions == sorted(versions)
@@ -385,12 +357,40 @@ def test_a_primary_that_becomes_a_replica_answers_neither_reads_nor_writes(
 
 def test_too_few_replicas_of_a_single_server_confirm_nothing(rig: RedisContainerRig, at: str) -> None:
     """wait_replicas on a server without any: nothing is read, and a write is unknown."""
-    with open_with(rig, options="?wait_replicas=1") as store:
+    with rig.open_with(options="?wait_replicas=1") as store:
         store._transport.request_timeout_ms = 400
         with pytest.raises(StoreUnavailable, match="0 of the 1 replicas"):
             store.read(f"{at}k")
         with pytest.raises(OutcomeUnknown, match="0 of the 1 replicas"):
             store.commit({}, {f"{at}k": b"v"})
+
+
+def test_every_read_is_confirmed_anew(rig: RedisContainerRig, admin: redis.Redis, at: str) -> None:
+    """What replicas confirmed before says nothing about whom they follow now, so a read has to write something."""
+    rig.exec("redis-server", "--port", "6380", "--replicaof", "127.0.0.1", "6379", "--save", "", "--dir", "/var/tmp",
+             "--repl-diskless-sync-delay", "0", "--pidfile", "/tmp/replica.pid", "--daemonize", "yes")  # fmt: skip
+    # What the primary sends by itself would have to be confirmed, too, and hide that the read sends nothing.
+    admin.config_set("repl-ping-replica-period", 3_600)
+    try:
+        with open_impatient_redis(f"redis://{rig.server}?wait_replicas=1") as store:
+            wait_until(lambda: admin.execute_command("WAIT", 1, 100) == 1, within_s=30.0, what="a replica that follows")
+            wait_until(lambda: _reads(store, f"{at}k"), what="a confirmed read")
+            rig.exec("sh", "-c", "kill -STOP $(cat /tmp/replica.pid)")
+            for _ in range(2):
+                with pytest.raises(StoreUnavailable, match="0 of the 1 replicas"):
+                    store.read(f"{at}k")
+            rig.exec("sh", "-c", "kill -CONT $(cat /tmp/replica.pid)")
+            wait_until(lambda: _reads(store, f"{at}k"), what="a confirmed read")
+    finally:
+        rig.exec("sh", "-c", "kill -KILL $(cat /tmp/replica.pid)")
+        admin.config_set("repl-ping-replica-period", 10)
+
+
+def _reads(store: Store, key: str) -> bool:
+    with contextlib.suppress(StoreUnavailable):
+        store.read(key)
+        return True
+    return False
 
 
 def test_a_full_redis_refuses_writes_and_can_still_be_read(store: Store, admin: redis.Redis, at: str) -> None:
@@ -427,74 +427,6 @@ def test_more_threads_than_connections_wait_for_one_another(store: Store, admin:
     assert int(admin.info("clients")["connected_clients"]) <= 10
 
 
-def test_a_user_with_the_listed_rights_can_do_everything(
-    rig: RedisContainerRig, admin: redis.Redis, at: str, observer: Observer
-) -> None:
-    """The rights that the documents list are enough, and settings that may not be asked for are left out."""
-    admin.execute_command("ACL", "SETUSER", "agent", "reset", "on", ">se:cr@et", *MINIMAL_RIGHTS)
-    with open_with(rig, login="agent:se%3Acr%40et@") as store:
-        store.watch(at, observer.on_change, observer.on_gap)
-        observer.wait_for_gap()
-        lease = store.hold(f"{at}held", b"v", 60_000)
-        lease.keep_alive()
-        version = store.commit({f"{at}k": None}, {f"{at}k": b"v"})
-        observer.wait_for(f"{at}k", b"v")
-        store.commit({f"{at}k": version}, {}, [f"{at}k"])
-        lease.release()
-        observer.wait_for(f"{at}held", None)
-        expiring = store.hold(f"{at}expiring", b"v", 100)
-        observer.wait_for(expiring.key, None)
-        assert store.scan(at) == []
-        assert store.server_settings() == {"role": "master", "connected_replicas": "0"}
-        assert store.server_version() == ""
-
-
-@pytest.mark.parametrize("missing", [right for right in MINIMAL_RIGHTS if right[0] in "+~&"])
-def test_a_right_that_is_missing_is_forbidden_and_nothing_is_done_by_halves(
-    rig: RedisContainerRig, store: Store, admin: redis.Redis, at: str, missing: str
-) -> None:
-    """Redis checks each command of a script when it comes to it, and undoes nothing; so we check before."""
-    rights = [right for right in MINIMAL_RIGHTS if right != missing]
-    admin.execute_command("ACL", "SETUSER", "poor", "reset", "on", ">secret", *rights)
-    version = store.commit({}, {f"{at}k": b"v", f"{at}gone": b"v"})
-    lease = store.hold(f"{at}held", b"v", 60_000)
-    before = (store.scan(at), admin.hgetall("killswitch:meta"), admin.dbsize())
-    with open_with(rig, login="poor:secret@") as poor:
-        if missing in ("+subscribe", "+ping"):
-            # Only watches need these.
-            assert poor.read(f"{at}k") is not None
-        else:
-            calls: list[Callable[[], object]] = [
-                lambda: poor.commit({f"{at}k": version}, {f"{at}k": b"w"}, [f"{at}gone"]),
-                lambda: poor.hold(f"{at}other", b"w", 1_000),
-            ]
-            for call in calls:
-                with pytest.raises(StoreForbidden, match="NOPERM"):
-                    call()
-    assert (store.scan(at), admin.hgetall("killswitch:meta"), admin.dbsize()) == before
-    lease.release()
-
-
-@pytest.mark.parametrize("login", ["agent:wrong-password@", "nobody:wrong-password@", ""])
-def test_a_wrong_password_is_forbidden_and_in_no_message(
-    rig: RedisContainerRig, admin: redis.Redis, at: str, login: str
-) -> None:
-    """Waiting would not help, so it is StoreForbidden; the sentence names the user and never the password."""
-    admin.execute_command("ACL", "SETUSER", "agent", "reset", "on", ">right", *MINIMAL_RIGHTS)
-    admin.execute_command("ACL", "SETUSER", "default", "off")
-    try:
-        with open_with(rig, login=login) as store:
-            for call in (lambda: store.read(f"{at}k"), lambda: store.commit({}, {f"{at}k": b"v"})):
-                with pytest.raises(StoreForbidden) as caught:
-                    call()
-                told = f"{caught.value!r} {caught.value.__cause__!r} {store!r} {store.address}"
-                assert "wrong-password" not in told
-                assert (login.partition(":")[0] or "NOAUTH") in told
-    finally:
-        # Connections that are open keep their rights.
-        admin.execute_command("ACL", "SETUSER", "default", "on")
-
-
 def test_the_settings_that_decide_what_is_forgotten_are_told(store: RedisStore, admin: redis.Redis) -> None:
     """For an operator, and for `killswitch doctor`."""
     assert store.server_settings() == {
@@ -506,101 +438,3 @@ def test_the_settings_that_decide_what_is_forgotten_are_told(store: RedisStore, 
         "min_replicas_to_write": "0",
     }
     assert store.server_version() == admin.info("server")["redis_version"]
-
-
-class TlsRig(ContainerServer):
-    """Redis that speaks TLS alone, and asks its clients for a certificate."""
-
-    def __init__(self, image: str, files: Path, authority: trustme.CA) -> None:
-        self.port = free_port()
-        self.files = files
-        authority.cert_pem.write_to_path(files / "ca.pem")
-        _write_certificate(authority.issue_cert("127.0.0.1", "redis.example"), files, "server")
-        _write_certificate(authority.issue_cert("agent.example"), files, "client")
-        super().__init__(
-            DockerContainer(image)
-            .with_bind_ports(6379, self.port)
-            .with_volume_mapping(str(files), "/tls", "ro")
-            .with_command(
-                "redis-server --port 0 --tls-port 6379 --tls-cert-file /tls/server.pem --tls-key-file /tls/server.key "
-                "--tls-ca-cert-file /tls/ca.pem --tls-auth-clients yes --protected-mode no --save '' --dir /tmp"
-            )
-        )
-        try:
-            wait_until_serving(self.open, f"redis over TLS at {self.port}")
-        except BaseException:
-            self.close()
-            raise
-
-    def open(self, host: str = "127.0.0.1", request_timeout_ms: int = 2_000, **options: str) -> RedisStore:
-        """A client; options of the URL replace the right ones, and '' leaves one out."""
-        chosen = {name: str(self.files / file) for name, file in
-                  (("ca_file", "ca.pem"), ("cert_file", "client.pem"), ("key_file", "client.key"))}  # fmt: skip
-        chosen |= options
-        query = "&".join(f"{name}={value}" for name, value in chosen.items() if value)
-        return open_impatient_redis(
-            f"rediss://{host}:{self.port}?{query}", request_timeout_ms=request_timeout_ms, alive_every_ms=500
-        )
-
-
-def _write_certificate(issued: trustme.LeafCert, files: Path, name: str) -> None:
-    with (files / f"{name}.pem").open("wb") as file:
-        for part in issued.cert_chain_pems:
-            file.write(part.bytes())
-    issued.private_key_pem.write_to_path(files / f"{name}.key")
-    # The server in the container may be another user than this one.
-    (files / f"{name}.key").chmod(0o644)
-
-
-@pytest.fixture(scope="module")
-def tls(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsRig]:
-    """A server that speaks TLS."""
-    files = tmp_path_factory.mktemp("tls")
-    files.chmod(0o755)
-    made = TlsRig(image, files, trustme.CA())
-    yield made
-    made.close()
-
-
-def test_tls_with_a_client_certificate_carries_everything(tls: TlsRig, at: str, observer: Observer) -> None:
-    """Requests and watches, with a large value that does not fit one record."""
-    with tls.open() as store:
-        store.watch(at, observer.on_change, observer.on_gap)
-        observer.wait_for_gap()
-        large = b"x" * 200_000
-        store.commit({f"{at}k": None}, {f"{at}k": large})
-        observer.wait_for(f"{at}k", large)
-        assert store.address == f"rediss://127.0.0.1:{tls.port}"
-    with tls.open("localhost", server_name="redis.example") as store:
-        assert store.read(f"{at}k") is not None
-
-
-def test_a_server_that_cannot_prove_who_it_is_is_refused(tls: TlsRig, at: str, tmp_path: Path) -> None:
-    """Another authority, or another name, and nothing is sent."""
-    trustme.CA().cert_pem.write_to_path(tmp_path / "other.pem")
-    wrong: list[RedisStore] = [
-        tls.open(ca_file=str(tmp_path / "other.pem")),
-        tls.open(server_name="other.example"),
-        tls.open(ca_file=""),
-        tls.open("localhost"),
-    ]
-    for store in wrong:
-        with store, pytest.raises(StoreUnavailable, match="certificate verify failed"):
-            store.commit({}, {f"{at}k": b"v"})
-    with tls.open() as store:
-        assert store.read(f"{at}k") is None
-
-
-def test_a_client_without_a_certificate_is_refused(tls: TlsRig, at: str) -> None:
-    """With TLS 1.3 the refusal comes after the handshake, and is no unknown outcome all the same."""
-    with tls.open(cert_file="", key_file="") as store, pytest.raises(StoreUnavailable, match="did not answer"):
-        store.commit({}, {f"{at}k": b"v"})
-
-
-def test_a_client_in_the_clear_gets_nowhere_with_a_tls_server(tls: TlsRig, at: str) -> None:
-    """And is told within its time."""
-    with (
-        open_impatient_redis(f"redis://127.0.0.1:{tls.port}", request_timeout_ms=2_000) as store,
-        pytest.raises(StoreUnavailable, match="did not answer"),
-    ):
-        store.commit({}, {f"{at}k": b"v"})

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from killswitch import clock
 from killswitch.stores import OutcomeUnknown, Store, StoreForbidden, StoreUnavailable
 from killswitch.stores._redis_link import Link, LinkFailed, LinkSettings
-from killswitch.stores._redis_sockets import Deadline
+from killswitch.stores._timing import Deadline
 from killswitch.stores.redis import RedisStore, open_redis
 from killswitch.stores.urls import parse_store_url
 from tests.unit.scripted_redis import MASTER, NOTHING, OK, PONG, REPLICA, ScriptedRedis

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from testcontainers.core.container import DockerContainer
 
 from killswitch.stores import Store, open_store
@@ -9,8 +11,26 @@ from killswitch.stores.redis import RedisStore, open_redis
 from killswitch.stores.urls import parse_store_url
 from tests.conformance.rigs.base import BACKOFF_CAP_MS, PATIENT_MS, ContainerServer, wait_until_serving
 from tests.conformance.rigs.network import free_port
+from tests.images.choose import choose_image, do_without_ryuk_where_it_cannot_be_had, require_docker
 
 SERVES_WITHIN_MS = 1_000
+# As docs/decisions/0014-redis.md lists them.
+MINIMAL_RIGHTS = [
+    "resetchannels", "resetkeys", "nocommands", "~killswitch:*", "&killswitch:*",
+    "+eval", "+evalsha", "+role", "+subscribe", "+ping", "+publish", "+time",
+    "+del", "+hget", "+hset", "+hdel", "+hincrby", "+pexpire", "+persist", "+pttl",
+    "+zadd", "+zcard", "+zpopmin", "+zrangebylex", "+zrangebyscore", "+zrem", "+zscore",
+]  # fmt: skip
+
+
+def image_of_redis() -> str:
+    """The image to run; skips where there is no Docker."""
+    client = require_docker()
+    try:
+        do_without_ryuk_where_it_cannot_be_had(client)
+        return choose_image(client, "redis")
+    finally:
+        client.close()
 
 
 def open_impatient_redis(url: str, *, request_timeout_ms: int = 400, alive_every_ms: int = 100) -> RedisStore:
@@ -52,9 +72,15 @@ class RedisContainerRig(ContainerServer):
         return open_store(f"redis://{self.server}", request_timeout_ms=PATIENT_MS, backoff_cap_ms=BACKOFF_CAP_MS)
 
     def open_impatient(self, *servers: str, request_timeout_ms: int = 400, alive_every_ms: int = 100) -> Store:
-        return _open_impatient(
-            *(servers or (self.server,)), request_timeout_ms=request_timeout_ms, alive_every_ms=alive_every_ms
+        (server,) = servers or (self.server,)
+        return open_impatient_redis(
+            f"redis://{server}", request_timeout_ms=request_timeout_ms, alive_every_ms=alive_every_ms
         )
+
+    def open_with(self, *, path: str = "", login: str = "", options: str = "") -> RedisStore:
+        """A patient client by a URL with more in it."""
+        url = f"redis://{login}{self.server}{path}{options}"
+        return open_impatient_redis(url, request_timeout_ms=PATIENT_MS, alive_every_ms=500)
 
     def wait_until_serving(self) -> None:
         _wait_until_serving(f"redis://{self.server}")
@@ -73,21 +99,19 @@ class RedisUrlRig:
         return open_store(self._url, request_timeout_ms=PATIENT_MS, backoff_cap_ms=BACKOFF_CAP_MS)
 
     def open_impatient(self, *servers: str, request_timeout_ms: int = 400, alive_every_ms: int = 100) -> Store:
+        url = self._url
         if servers:
-            return _open_impatient(*servers, request_timeout_ms=request_timeout_ms, alive_every_ms=alive_every_ms)
-        return open_impatient_redis(self._url, request_timeout_ms=request_timeout_ms, alive_every_ms=alive_every_ms)
+            (named,) = servers
+            written = urlsplit(url)
+            credentials, at_sign, _ = written.netloc.rpartition("@")
+            url = written._replace(netloc=credentials + at_sign + named).geturl()
+        return open_impatient_redis(url, request_timeout_ms=request_timeout_ms, alive_every_ms=alive_every_ms)
 
     def wait_until_serving(self) -> None:
         _wait_until_serving(self._url)
 
     def close(self) -> None:
         return
-
-
-def _open_impatient(server: str, *, request_timeout_ms: int, alive_every_ms: int) -> Store:
-    return open_impatient_redis(
-        f"redis://{server}", request_timeout_ms=request_timeout_ms, alive_every_ms=alive_every_ms
-    )
 
 
 def _wait_until_serving(url: str) -> None:

@@ -26,7 +26,7 @@ sentinel announce-ip 127.0.0.1
 sentinel announce-port {port}
 sentinel monitor {name} 127.0.0.1 {primary} 2
 sentinel down-after-milliseconds {name} 500
-sentinel failover-timeout {name} 2000
+sentinel failover-timeout {name} 4000
 protected-mode no
 """
 
@@ -76,6 +76,23 @@ class SentinelRig(ContainerServer):
         """The port of the one that the Sentinels name."""
         named = {self.ask(port, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME)[1] for port in self.sentinels}
         return int(named.pop()) if len(named) == 1 else 0
+
+    def is_replica(self, port: int) -> bool:
+        """Whether a server says so now; one that just drops its clients has not said it."""
+        with contextlib.suppress(redis.ConnectionError):
+            return str(self.ask(port, "ROLE")[0]) == "slave"
+        return False
+
+    def switch(self) -> None:
+        """Have a Sentinel begin to make another server primary."""
+
+        def begun() -> bool:
+            with contextlib.suppress(redis.ResponseError):
+                # It refuses while it knows of no good replica, or has just done so.
+                return bool(self.ask(self.sentinels[0], "SENTINEL", "FAILOVER", NAME))
+            return False
+
+        wait_until(begun, within_s=SETTLES_WITHIN_S, what="a Sentinel that begins a switch")
 
     def start(self, port: int) -> None:
         """Start a server, as a replica of whom the Sentinels name."""
