@@ -1,7 +1,108 @@
-"""Pre-trade limits of one process, and its local freeze."""
+"""The node's own judgement: limits before an order, the account on every tick, the circuit breaker, a local freeze."""
 
+from agents.risk.account_limits import AccountLimits, load_account_limits
+from agents.risk.account_monitor import RiskMonitor
+from agents.risk.account_state import (
+    AccountState,
+    AccountTick,
+    AlertLevel,
+    EngagementRecord,
+    Holding,
+    PriceTick,
+)
+from agents.risk.breaker_machine import BreakerMode
+from agents.risk.breaker_settings import BreakerSettings, ReasonClass
+from agents.risk.circuit_breaker import BreakerTransition, CircuitBreaker, ReleaseRefused
+from agents.risk.derisk_plan import DeriskOrder, DeriskPlan, Quote, derisk_plan, inventory_rotation
 from agents.risk.events import FreezeEvent
+from agents.risk.exposure_book import ExposureBook
+from agents.risk.exposure_figures import (
+    BookHolding,
+    BookOrder,
+    BucketExposure,
+    ExposureFigures,
+    GroupExposure,
+    HeldPosition,
+)
+from agents.risk.limit_schedule import LimitSchedule, LimitScheduleSettings
 from agents.risk.limits import OrderRefused, RiskLimits
+from agents.risk.option_exposure import OptionGreeks
+from agents.risk.order_simulation import OrderSimulation
+from agents.risk.policy_monitor import PolicyDecision, PolicyMonitor, decide_for
+from agents.risk.policy_settings import ExposureSettings, RiskRules
+from agents.risk.policy_table import (
+    PolicyDecisionTable,
+    PolicyMode,
+    PolicyReason,
+    Regime,
+    Restriction,
+    restriction_of,
+)
+from agents.risk.pretrade import PreTradeControls, PretradeOrder, PretradeRule
+from agents.risk.pretrade_settings import PreTradeSettings
 from agents.risk.runtime_monitor import RuntimeRiskMonitor, create_risk_monitor
+from agents.risk.settings_file import RiskFileError, load_risk_rules
+from agents.risk.trading_session import AlwaysOpen, CalendarError, SessionClock, load_schedule, regime_at
+from agents.risk.warning_ladder import LimitWarning
 
-__all__ = ["RuntimeRiskMonitor", "create_risk_monitor", "RiskLimits", "OrderRefused", "FreezeEvent"]
+__all__ = [
+    "RuntimeRiskMonitor",
+    "create_risk_monitor",
+    "RiskLimits",
+    "OrderRefused",
+    "OrderSimulation",
+    "LimitWarning",
+    "LimitSchedule",
+    "LimitScheduleSettings",
+    "PreTradeControls",
+    "PreTradeSettings",
+    "PretradeOrder",
+    "PretradeRule",
+    "FreezeEvent",
+    "RiskMonitor",
+    "AccountLimits",
+    "load_account_limits",
+    "AccountState",
+    "AlertLevel",
+    "EngagementRecord",
+    "PriceTick",
+    "AccountTick",
+    "Holding",
+    "CircuitBreaker",
+    "BreakerSettings",
+    "BreakerMode",
+    "BreakerTransition",
+    "ReasonClass",
+    "ReleaseRefused",
+    "ExposureBook",
+    "ExposureFigures",
+    "BucketExposure",
+    "GroupExposure",
+    "BookHolding",
+    "BookOrder",
+    "HeldPosition",
+    "OptionGreeks",
+    "PolicyDecisionTable",
+    "PolicyMode",
+    "PolicyReason",
+    "Regime",
+    "Restriction",
+    "restriction_of",
+    "PolicyMonitor",
+    "PolicyDecision",
+    "decide_for",
+    "derisk_plan",
+    "DeriskPlan",
+    "DeriskOrder",
+    "Quote",
+    "inventory_rotation",
+    "SessionClock",
+    "AlwaysOpen",
+    "load_schedule",
+    "regime_at",
+    "CalendarError",
+    "RiskRules",
+    "ExposureSettings",
+    "load_risk_rules",
+    "RiskFileError",
+]

@@ -1,85 +1,121 @@
-"""The rule that the limits are, in exact decimals: what an order would bring a position and the total to."""
+"""The rule that the limits are, in exact decimals: what an order would bring a position and the total to, at worst."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from decimal import Decimal
 
 from agents.risk.exact import EXACT, ZERO, exact
-from agents.risk.limits import OrderRefused, RiskLimits
-from agents.risk.mark_prices import MarkPriceSource, mark_price, marked_total
+from agents.risk.limit_schedule import EffectiveLimits
+from agents.risk.limits import OrderRefused
+from agents.risk.mark_prices import Exposed, MarkPriceSource, mark_price, marked_total
 from agents.risk.order_inputs import ReadOrder
 from agents.risk.position_book import Held
+from killswitch.core.reduce_only import stays_within
 
 DEFAULT_MARK_PRICE_USD = 1.0
 
-# Floats decide alone only when they are this far inside a limit; nearer to it the exact decimals decide. The float
-# result is a handful of roundings (2.2e-16 each) away from the exact one, so this is thousands of times too wide.
-_FLOAT_MARGIN = 1e-12
+FLOAT_MARGIN = 1e-10
+"""Floats decide alone only when they are this far inside a limit, as a ratio of it; nearer to it the exact decimals
+decide. A float result is a handful of roundings (1.1e-16 each) away from the exact one, and two more for each order
+since everything was last made exact, which it is after 50,000 at the latest: so this is several times too wide."""
 
 
-class LimitRule:
-    """Both notional limits, as section A of the seed systems has them.
-
-    Args:
-        limits: the limits.
-        marks: source of mark prices; without one a position counts at its last fill.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """What is held and working when an order is judged.
 
     Attributes:
-        symbol_sure_usd: up to this a float result passes the limit of a symbol for certain.
-        total_sure_usd: the same for the total.
+        held: the position of the order's symbol, ``None`` when flat.
+        same_side_quantity: units of working orders of that symbol on the order's own side.
+        same_side_usd: the same in USD, each order at its own price.
+        others_usd: the worst case of all other symbols together, each position at its last fill.
+        others: all other symbols, one by one; they matter with mark prices only.
     """
 
-    def __init__(self, limits: RiskLimits, marks: MarkPriceSource | None) -> None:
-        self.symbol_sure_usd = limits.max_inventory_usd * (1 - _FLOAT_MARGIN)
-        self.total_sure_usd = limits.max_total_notional * (1 - _FLOAT_MARGIN)
-        self._limits = limits
-        self._marks = marks
-        self._exact_symbol_limit = exact(limits.max_inventory_usd)
-        self._exact_total_limit = exact(limits.max_total_notional)
+    held: Held | None
+    same_side_quantity: Decimal
+    same_side_usd: Decimal
+    others_usd: Decimal
+    others: Mapping[str, Exposed]
 
-    def judge(
-        self, order: ReadOrder, held: Held | None, total_usd: Decimal, others: Mapping[str, Held]
-    ) -> OrderRefused | None:
-        """Return why an order would break a limit, ``None`` when it would not.
 
-        Args:
-            order: the order.
-            held: the position of its symbol, ``None`` when flat.
-            total_usd: total over all symbols, this one included, each at its last fill.
-            others: positions of all other symbols; they matter with mark prices only.
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What an order would bring the figures to, at worst, and the limits that would refuse it.
 
-        Raises:
-            MarkFault: a mark price is not usable.
-        """
-        before = held.exact_quantity if held else ZERO
-        after = EXACT.add(before, order.quantity if order.sign > 0 else order.quantity.copy_negate())
-        price = order.price if order.price is not None else self._price_of(order.symbol, held)
-        if after.copy_abs() < before.copy_abs() and (after == 0 or after.is_signed() == before.is_signed()):
-            return None
-        after_usd = EXACT.multiply(after.copy_abs(), exact(price))
-        if after_usd > self._exact_symbol_limit:
-            limit = self._limits.max_inventory_usd
-            sentence = (
-                f"{order.symbol}: the order would bring the position to {after_usd:.2f} USD, "
-                f"above the limit of {limit:.2f} USD per symbol"
-            )
-            return OrderRefused("symbol_limit", limit, float(after_usd), order.symbol, sentence)
-        if self._marks is not None:
-            others_usd = marked_total(self._marks, others, beside_usd=after_usd, sure_usd=self.total_sure_usd)
-        else:
-            others_usd = EXACT.subtract(total_usd, held.exact_notional) if held else total_usd
-        with_order_usd = EXACT.add(others_usd, after_usd)
-        if with_order_usd > self._exact_total_limit:
-            limit = self._limits.max_total_notional
-            sentence = (
-                f"{order.symbol}: the order would bring the total over all symbols to {with_order_usd:.2f} USD, "
-                f"above the limit of {limit:.2f} USD"
-            )
-            return OrderRefused("total_limit", limit, float(with_order_usd), order.symbol, sentence)
-        return None
+    Attributes:
+        price: USD that each unit counts at.
+        reduces: the order can only bring the position nearer to flat, so no limit is asked.
+        symbol_usd: worst case of the symbol on the order's side.
+        total_usd: worst case of all symbols.
+        refusals: every limit that it would pass, the symbol's first.
+    """
 
-    def _price_of(self, symbol: str, held: Held | None) -> float:
-        if self._marks is not None:
-            return mark_price(self._marks, symbol)
-        return held.price if held else DEFAULT_MARK_PRICE_USD
+    price: Decimal
+    reduces: bool
+    symbol_usd: Decimal
+    total_usd: Decimal
+    refusals: tuple[OrderRefused, ...]
+
+
+def judge(order: ReadOrder, now: Moment, limits: EffectiveLimits, marks: MarkPriceSource | None) -> Verdict:
+    """Work out what an order would bring the figures to, and what it breaks.
+
+    The position of the order's own symbol is worth the order's price, as in section A of the seed systems; what works
+    is worth its own. Where that nets a position against orders at other prices, the units at the order's price count
+    when that is more.
+
+    Args:
+        order: the order.
+        now: what is held and working.
+        limits: both limits as they are now.
+        marks: source of mark prices; without one a position counts at its last fill.
+
+    Raises:
+        MarkFault: a mark price is not usable.
+    """
+    held = now.held.exact_quantity if now.held else ZERO
+    price = exact(order.price if order.price is not None else _price_of(order.symbol, now.held, marks))
+    signed = held if order.sign > 0 else held.copy_negate()  # above 0: the order is on the position's side
+    units = EXACT.add(EXACT.add(signed, now.same_side_quantity), order.quantity)
+    reduces = stays_within(held, now.same_side_quantity, order.sign, order.quantity)
+    netted_usd = EXACT.add(EXACT.multiply(EXACT.add(signed, order.quantity), price), now.same_side_usd)
+    symbol_usd = max(netted_usd, EXACT.multiply(units, price), ZERO)
+    others_usd = now.others_usd
+    if marks is not None and not reduces:
+        sure_usd = limits.total_usd * (1 - FLOAT_MARGIN)
+        others_usd = marked_total(marks, now.others, beside_usd=symbol_usd, sure_usd=sure_usd)
+    total_usd = EXACT.add(others_usd, symbol_usd)
+    refusals: list[OrderRefused] = []
+    if not reduces and symbol_usd > limits.exact_symbol_usd:
+        sentence = (
+            f"{order.symbol}: the order would bring the position to {symbol_usd:.2f} USD, "
+            f"above the limit of {limits.symbol_usd:.2f} USD per symbol"
+        )
+        refusals.append(
+            OrderRefused("symbol_limit", limits.symbol_usd, float(symbol_usd), order.symbol, _working(sentence, now))
+        )
+    if not reduces and total_usd > limits.exact_total_usd:
+        sentence = (
+            f"{order.symbol}: the order would bring the total over all symbols to {total_usd:.2f} USD, "
+            f"above the limit of {limits.total_usd:.2f} USD"
+        )
+        refusals.append(
+            OrderRefused("total_limit", limits.total_usd, float(total_usd), order.symbol, _working(sentence, now))
+        )
+    return Verdict(price, reduces, symbol_usd, total_usd, tuple(refusals))
+
+
+def _price_of(symbol: str, held: Held | None, marks: MarkPriceSource | None) -> float:
+    if marks is not None:
+        return mark_price(marks, symbol)
+    return held.price if held else DEFAULT_MARK_PRICE_USD
+
+
+def _working(sentence: str, now: Moment) -> str:
+    """Say how much of the figure is orders that work already, where there are any."""
+    if now.same_side_usd == 0:
+        return sentence
+    return f"{sentence}; {now.same_side_usd:.2f} USD of it are orders that work on the same side"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from decimal import Decimal
+from typing import NamedTuple
 
 from agents.risk.exact import EXACT, ZERO, exact
 from agents.risk.order_inputs import finite_number
@@ -36,23 +37,43 @@ def mark_price(source: MarkPriceSource, symbol: str) -> float:
     return price
 
 
-def marked_total(source: MarkPriceSource, held: Mapping[str, Held], *, beside_usd: Decimal, sure_usd: float) -> Decimal:
-    """Sum of notionals at mark prices: in floats where that decides, else in exact decimals.
+def marked_total(
+    source: MarkPriceSource, others: Mapping[str, Exposed], *, beside_usd: Decimal, sure_usd: float
+) -> Decimal:
+    """Sum of worst cases at mark prices: in floats where that decides, else in exact decimals.
 
     Args:
-        source: of the mark prices.
-        held: the positions.
+        source: of the mark prices; asked for the symbols that are held, and for no other.
+        others: what is held and working, by symbol.
         beside_usd: what the sum will be added to.
         sure_usd: up to this, floats decide.
 
     Raises:
         MarkFault: as :func:`mark_price`.
     """
-    marked = [(position, mark_price(source, symbol)) for symbol, position in held.items()]
-    rough_usd = math.fsum(abs(position.quantity) * mark for position, mark in marked)
+    marked = [(one, mark_price(source, symbol) if one.held else 0.0) for symbol, one in others.items()]
+    rough_usd = math.fsum(one.rough_usd(mark) for one, mark in marked)
     if rough_usd + float(beside_usd) <= sure_usd:
         return Decimal(rough_usd)
     total = ZERO
-    for position, mark in marked:
-        total = EXACT.add(total, EXACT.multiply(position.exact_quantity.copy_abs(), exact(mark)))
+    for one, mark in marked:
+        total = EXACT.add(total, one.exact_usd(mark))
     return total
+
+
+class Exposed(NamedTuple):
+    """What is held of one symbol and works in it, at one moment. USD of working orders are at their own prices."""
+
+    held: Held | None
+    buys_usd: Decimal
+    sells_usd: Decimal
+
+    def rough_usd(self, mark: float) -> float:
+        """The worst case at this mark price, in floats."""
+        signed = self.held.quantity * mark if self.held else 0.0
+        return max(signed + float(self.buys_usd), float(self.sells_usd) - signed)
+
+    def exact_usd(self, mark: float) -> Decimal:
+        """The worst case at this mark price."""
+        signed = EXACT.multiply(self.held.exact_quantity, exact(mark)) if self.held else ZERO
+        return max(EXACT.add(signed, self.buys_usd), EXACT.subtract(self.sells_usd, signed))

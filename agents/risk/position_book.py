@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from decimal import Decimal
 
 from agents.risk.exact import EXACT, ZERO, exact
+from agents.risk.order_inputs import LARGEST_NUMBER
+
+MAX_SYMBOLS = 100_000
+"""Most symbols that are held at once. A fill of one more cannot be added, and so freezes."""
 
 
 class Positions(dict[str, float]):
@@ -45,10 +48,12 @@ class PositionBook:
         self.total_usd = 0.0
 
     def add(self, symbol: str, change: Decimal, price: float) -> bool:
-        """Add a signed quantity; False, and nothing is added, when the sum is more than a float can hold."""
+        """Add a signed quantity; False, and nothing is added, when the sum or the number of symbols is too large."""
         held = self.held.get(symbol)
+        if held is None and len(self.held) >= MAX_SYMBOLS:
+            return False
         quantity = EXACT.add(held.exact_quantity, change) if held else change
-        if not math.isfinite(float(quantity)):
+        if abs(float(quantity)) > LARGEST_NUMBER:
             return False
         self.replace(symbol, quantity, price)
         return True

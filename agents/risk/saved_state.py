@@ -26,6 +26,7 @@ class SavedState:
     positions: Mapping[str, tuple[Decimal, float]]
     freeze_events: Sequence[FreezeEvent]
     bad_fills: Sequence[Mapping[str, Any]]
+    working_orders: Mapping[str, Mapping[str, Any]]
 
     def to_json(self, limits: RiskLimits) -> dict[str, Any]:
         """Return it as JSON values. The limits are there to be read by people; they are not read back."""
@@ -45,6 +46,7 @@ class SavedState:
             },
             "freeze_events": [event.to_json() for event in self.freeze_events],
             "bad_fills": [dict(fill) for fill in self.bad_fills],
+            "working_orders": {name: dict(order) for name, order in self.working_orders.items()},
         }
 
     @classmethod
@@ -61,6 +63,8 @@ class SavedState:
             positions={str(name): _read_position(raw) for name, raw in data["positions"].items()},
             freeze_events=[FreezeEvent(**raw) for raw in data["freeze_events"]],
             bad_fills=[dict(fill) for fill in data["bad_fills"]],
+            # States from before there were reservations have none.
+            working_orders={str(name): dict(raw) for name, raw in data.get("working_orders", {}).items()},
             blocks_total=int(state["blocks_total"]),
             freezes_total=int(state["freezes_total"]),
             last_freeze_reason=text_or_none(state["last_freeze_reason"]),

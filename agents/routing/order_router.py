@@ -27,8 +27,10 @@ import structlog
 
 from agents.risk.exact import EXACT, exact
 from agents.risk.order_inputs import side_sign
+from agents.risk.pretrade import PreTradeControls
 from agents.risk.runtime_monitor import RuntimeRiskMonitor
 from agents.routing.numbered_order import NumberedOrder
+from agents.routing.order_checks import OrderChecks, duplicate, input_refusal, is_positive
 from agents.routing.order_state import OrderEvent, OrderState, next_state
 from agents.routing.order_types import (
     OpenOrder,
@@ -42,7 +44,6 @@ from agents.routing.order_types import (
     VenueEventKind,
 )
 from killswitch.clock import NowNs, now_ns
-from killswitch.core.reduce_only import reduces_only
 from killswitch.link.messages import CancelResult
 
 MAX_OPEN_ORDERS = 10_000
@@ -63,8 +64,10 @@ class OrderRouter:
     Args:
         gate: asked before an order is built and again just before it is handed over.
         venue_client: the venue.
-        monitor: pre-trade limits; also keeps the positions that fills add up to. Without one, no limit is checked and
-            no order counts as reducing.
+        monitor: pre-trade limits; also keeps the positions that fills add up to, and the reservations of what works.
+            Without one, no limit is checked and no order counts as reducing. Ids must be unique among all routers that
+            share one.
+        controls: the pre-trade controls of the field, asked before the limits of their own monitor.
         venue, account, desk, trader, client, strategy, node: what every order of this router is, for scopes. What is
             ``None`` matches every scope.
         cancel_timeout_s: longest wait of :meth:`cancel_all_orders`, in seconds, greater than 0.
@@ -72,7 +75,7 @@ class OrderRouter:
         max_open_orders: orders open at once; the next one is refused.
 
     Raises:
-        ValueError: a limit is not positive.
+        ValueError: a limit is not positive, or the controls have another monitor.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class OrderRouter:
         gate: RouterGate,
         venue_client: VenueClient,
         monitor: RuntimeRiskMonitor | None = None,
+        controls: PreTradeControls | None = None,
         venue: str | None = None,
         account: str | None = None,
         desk: str | None = None,
@@ -97,9 +101,7 @@ class OrderRouter:
                 "cancel_timeout_s must be greater than 0 and max_open_orders at least 1; "
                 f"they are {cancel_timeout_s} and {max_open_orders}"
             )
-        self._gate = gate
         self._venue_client = venue_client
-        self._monitor = monitor
         self._scope: dict[str, str | None] = {
             "venue": venue,
             "account": account,
@@ -108,6 +110,8 @@ class OrderRouter:
             "client": client,
             "strategy": strategy,
         }
+        self._checks = OrderChecks(gate=gate, monitor=monitor, controls=controls, scope=self._scope)
+        self._monitor = self._checks.monitor
         self._node = node
         self._cancel_timeout_ns = int(cancel_timeout_s * _NANOSECONDS_PER_S)
         self._clock = clock
@@ -128,65 +132,48 @@ class OrderRouter:
     def place_order(self, client_order_id: str, symbol: str, side: str, qty: float, price: float) -> Placed | Refused:
         """Check and send one order.
 
-        The gate is asked first, before anything is built; then the id, the numbers and the monitor's limits; then,
-        with its number assigned, the gate and the monitor's freeze once more, and the next thing is the venue. A
-        number that the second look refuses is given to the next order, so that the venue sees no gap.
+        The gate is asked first, before anything is built; then the id, the numbers, the pre-trade controls and the
+        monitor's limits, which reserve the order; then, with its number assigned, the gate and the monitor's freeze
+        once more, and the next thing is the venue. A number that the second look refuses is given to the next order,
+        so that the venue sees no gap. The order counts in the limits until the venue has confirmed that it is over: a
+        cancel that is on its way, and an order that is in doubt, still count.
 
         Returns:
             :class:`Placed` when it was handed over, also when whether it arrived is in doubt: it then counts as open.
         """
-        sign = side_sign(side) or 0
-        refusal = self._gate_refusal(client_order_id, symbol, sign, qty) or self._first_refusal(
-            client_order_id, symbol, side, qty, price
-        )
-        outcome = refusal or self._send(client_order_id, symbol, sign, qty, price)
+        outcome = self._place(client_order_id, symbol, side, qty, price)
         if isinstance(outcome, Refused):
             with self._changed:
                 self._refused[outcome.cause] += 1
         return outcome
 
-    def _first_refusal(self, client_order_id: str, symbol: str, side: str, qty: float, price: float) -> Refused | None:
-        if not _is_text(client_order_id) or not _is_text(symbol) or side_sign(side) is None:
-            sentence = f"an order needs an id, a symbol and a side; they are {client_order_id!r}, {symbol!r}, {side!r}"
-            return Refused(str(client_order_id), "bad_input", sentence)
-        if not (_is_positive(qty) and _is_positive(price)):
-            sentence = f"{symbol}: quantity {qty!r} and price {price!r} must be finite numbers above 0"
-            return Refused(client_order_id, "bad_input", sentence)
+    def _place(self, client_order_id: str, symbol: str, side: str, qty: float, price: float) -> Placed | Refused:
+        checks = self._checks
+        refusal = (
+            checks.gate_refusal(client_order_id, symbol, side, qty, reserved=False)
+            or input_refusal(client_order_id, symbol, side, qty, price)
+            or self._known_refusal(client_order_id)
+            # From here on the order counts in the limits: before it is sent, so that there is no gap.
+            or checks.reserve(client_order_id, symbol, side, qty, price)
+        )
+        if refusal is not None:
+            return refusal
+        placed = None
+        try:
+            placed = self._send(client_order_id, symbol, side_sign(side) or 0, qty, price)
+        finally:
+            if not isinstance(placed, Placed) and not self._may_be_working(client_order_id):
+                checks.release(client_order_id)
+        return placed
+
+    def _known_refusal(self, client_order_id: str) -> Refused | None:
         with self._changed:
             known = client_order_id in self._open or client_order_id in self._finished
-        if known:
-            return _duplicate(client_order_id)
-        if self._monitor is not None and not self._monitor.check_before_order(symbol, side, qty, price):
-            why = self._monitor.explain_order(symbol, side, qty, price)
-            sentence = why.sentence if why else "the risk monitor refused it a moment ago"
-            return Refused(client_order_id, "monitor", sentence)
-        return None
+        return duplicate(client_order_id) if known else None
 
-    def _gate_refusal(
-        self, client_order_id: str, symbol: str, sign: int, qty: float, *, itself: NumberedOrder | None = None
-    ) -> Refused | None:
-        """Ask the gate; whether the order reduces is worked out only when it matters."""
-        try:
-            if self._gate.allows(symbol, **self._scope, reduces=False) is True:
-                return None
-            self._gate.check(symbol, **self._scope, reduces=self._reduces(symbol, sign, qty, itself))
-        except Exception as error:  # noqa: BLE001 - Blocked, or a gate that cannot be asked: both mean no
-            return Refused(str(client_order_id), "gate", str(error) or repr(error))
-        return None
-
-    def _reduces(self, symbol: str, sign: int, qty: float, itself: NumberedOrder | None) -> bool:
-        """Apply the reduce-only rule to the position and the open orders of this router."""
-        if self._monitor is None or sign == 0:
-            return False
-        # Open orders first, the position after them: a fill reaches the position before it leaves the open orders, so
-        # one that comes in between counts twice, which can only refuse.
+    def _may_be_working(self, client_order_id: str) -> bool:
         with self._changed:
-            working = [
-                (entry.sign, entry.remaining)
-                for entry in self._open.values()
-                if entry.order.symbol == symbol and entry is not itself
-            ]
-        return reduces_only(self._monitor.get_position(symbol), working, sign, qty)
+            return client_order_id in self._open
 
     def _send(self, client_order_id: str, symbol: str, sign: int, qty: float, price: float) -> Placed | Refused:
         with self._sending:
@@ -208,10 +195,9 @@ class OrderRouter:
     def _second_refusal(self, entry: NumberedOrder) -> Refused | None:
         """Look at the gate and the freeze once more; when both are open the next thing is the venue."""
         order = entry.order
-        if self._monitor is not None and self._monitor.is_frozen():
-            sentence = f"trading is frozen: {self._monitor.last_freeze_reason}"
-            return Refused(order.client_order_id, "monitor", sentence)
-        return self._gate_refusal(order.client_order_id, order.symbol, entry.sign, order.qty, itself=entry)
+        return self._checks.freeze_refusal(order.client_order_id) or self._checks.gate_refusal(
+            order.client_order_id, order.symbol, order.side, order.qty, reserved=True
+        )
 
     def _register(
         self, client_order_id: str, symbol: str, sign: int, qty: float, price: float
@@ -222,7 +208,7 @@ class OrderRouter:
         entry = NumberedOrder(order, sign)
         with self._changed:
             if client_order_id in self._open or client_order_id in self._finished:
-                return _duplicate(client_order_id)
+                return duplicate(client_order_id)
             if len(self._open) >= self._max_open_orders:
                 sentence = f"{len(self._open)} orders are open, and no more than that may be"
                 return Refused(client_order_id, "too_many_open", sentence)
@@ -345,6 +331,7 @@ class OrderRouter:
         failed = False
         try:
             self._venue_client.cancel(entry.order.client_order_id)
+            self._checks.on_cancel()
         except Exception as error:  # noqa: BLE001 - counted, and the other cancels go on
             failed = True
             _log.error("a cancel could not be sent", order=entry.order.client_order_id, error=repr(error))
@@ -381,13 +368,13 @@ class OrderRouter:
             with self._changed:
                 self._step(entry, OrderEvent(event.kind.value))
                 self._changed.notify_all()
+            self._release_if_over(entry)
 
     def _on_fill(self, entry: NumberedOrder, event: VenueEvent) -> None:
         order = entry.order
-        if self._monitor is not None:
-            self._monitor.on_fill(order.symbol, order.side, event.qty, event.price)
+        self._checks.on_fill(order, event)
         with self._changed:
-            if not _is_positive(event.qty):
+            if not is_positive(event.qty):
                 self._contradict(entry, "a fill without a quantity")
                 return
             entry.filled = EXACT.add(entry.filled, exact(event.qty))
@@ -396,17 +383,19 @@ class OrderRouter:
             done = entry.filled >= exact(order.qty)
             self._step(entry, OrderEvent.FULL_FILL if done else OrderEvent.PARTIAL_FILL)
             self._changed.notify_all()
+        self._release_if_over(entry)
+
+    def _release_if_over(self, entry: NumberedOrder) -> None:
+        """Stop counting what the venue can fill no more; with no lock held, as everything that asks the monitor."""
+        if entry.is_over:
+            self._checks.release(entry.order.client_order_id)
 
     def _on_unknown(self, event: VenueEvent) -> None:
         with self._changed:
             self._contradictions += 1
         _log.error("the venue speaks of an unknown order", order=event.client_order_id, kind=event.kind.value)
-        if event.kind is VenueEventKind.FILL and self._monitor is not None:
-            self._monitor.freeze(
-                f"a fill of the unknown order {event.client_order_id}: positions are no longer known",
-                trigger="limit_violation",
-                metadata={"cause": "monitor_error", "qty": event.qty, "price": event.price},
-            )
+        if event.kind is VenueEventKind.FILL:
+            self._checks.on_unknown_fill(event)
 
     def _step(self, entry: NumberedOrder, event: OrderEvent) -> None:
         """Move one order along the table. The registry's lock is held."""
@@ -475,18 +464,3 @@ def _is_covered(covers: Callable[[Mapping[str, str | None]], bool], attributes: 
     except Exception as error:  # noqa: BLE001 - whether it is covered is unknown, so it is
         _log.error("a cancel predicate failed; the order counts as covered", error=repr(error))
         return True
-
-
-def _duplicate(client_order_id: str) -> Refused:
-    return Refused(client_order_id, "duplicate", f"an order with the id {client_order_id} was sent before")
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-def _is_positive(value: object) -> bool:
-    try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and 0.0 < float(value) < float("inf")
-    except OverflowError:
-        return False

@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from agents.risk.limits import OrderRefused
 from agents.routing.order_state import OrderState
 
 RefusalCause = Literal["gate", "monitor", "bad_input", "duplicate", "too_many_open", "venue"]
@@ -113,11 +114,15 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The order was not sent (cause ``venue``: sent and definitely rejected), and why in one sentence."""
+    """The order was not sent (cause ``venue``: sent and definitely rejected), and why in one sentence.
+
+    ``why`` has the figures, where a limit of the monitor or a pre-trade control is the cause.
+    """
 
     client_order_id: str
     cause: RefusalCause
     sentence: str
+    why: OrderRefused | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ COMMANDS = {
     "config": ("killswitch.cli.config_commands", "Check and show the settings."),
     "agent": ("killswitch.cli.daemon_commands", "Run the agent of a node."),
     "coordinator": ("killswitch.cli.daemon_commands", "Run a coordinator."),
+    "replay": ("killswitch.cli.replay_command", "A tape of bars through the account monitor."),
     "scenario": ("killswitch.cli.scenario_commands", "Named runs with a verdict."),
     "demo": ("killswitch.cli.demo_command", "A cluster of trading nodes is stopped by its own rules, with proof."),
 }

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+
 import click
 
-from killswitch.cli.context import configure_logging
+from killswitch.cli.context import EXIT_ERROR, EXIT_USAGE, CommandContext, CommandError, configure_logging
 
 SCENARIOS = {
     "risk-monitor": "Limits and an edge collapse on one RuntimeRiskMonitor; byte for byte the same with "
     "MM_FREEZE_UTC_ISO set.",
+    "chaos": "Account monitor and circuit breaker: normal, flash_crash, fat_finger, extreme_volatility, recovery; "
+    "byte for byte the same for one --seed.",
+    "rig": "Exposure and policy, A to E: open at 120 %, soft at 16:16, hard at 16:28, the hard cap, throttled orders.",
 }
 
 
@@ -30,3 +35,61 @@ def risk_monitor() -> None:
 
     configure_logging("warning")  # the CRITICAL line of the freeze goes to stderr, the document to stdout
     click.echo(main_text(), nl=False)
+
+
+@scenario.command(help=SCENARIOS["rig"])
+@click.argument("name", default="all")
+@click.pass_obj
+def rig(context: CommandContext, name: str) -> None:
+    import structlog  # noqa: PLC0415 - only when used
+
+    from agents.scenarios.rig import play_all, report  # noqa: PLC0415 - only when used
+
+    configure_logging("warning")
+    # A rehearsal's modes are its report; on stderr only what went wrong.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    try:
+        runs = play_all(name)
+    except ValueError as error:
+        raise CommandError(str(error), EXIT_USAGE) from error
+    if context.wants_json:
+        click.echo(report(runs), nl=False)
+    else:
+        for run in runs:
+            held = sum(check.holds for check in run.checks)
+            click.echo(f"{run.name}  {run.verdict:<6}  {held:>2}/{len(run.checks)} checks  {run.title}")
+            for check in run.checks:
+                if not check.holds:
+                    click.echo(f"     {check.what}: expected {check.expected!r}, was {check.actual!r}")
+    if any(run.verdict != "OK" for run in runs):
+        raise click.exceptions.Exit(EXIT_ERROR)
+
+
+@scenario.command(help=SCENARIOS["chaos"])
+@click.argument("name", default="all")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the prices.")
+@click.pass_obj
+def chaos(context: CommandContext, name: str, seed: int) -> None:
+    from agents.scenarios.chaos import (  # noqa: PLC0415 - only when used
+        installed_version,
+        report,
+        run_chaos,
+        start_of_environment,
+        table,
+        verdict,
+    )
+    from agents.scenarios.quiet_log import only_errors  # noqa: PLC0415 - only when used
+
+    configure_logging("warning")
+    only_errors()
+    start = start_of_environment()
+    try:
+        runs = run_chaos(name, seed=seed, start=start)
+    except ValueError as error:
+        raise CommandError(str(error), EXIT_USAGE) from error
+    if context.wants_json:
+        click.echo(report(runs, seed=seed, start=start, version=installed_version()), nl=False)
+    else:
+        click.echo(table(runs))
+    if verdict(runs) != "OK":
+        raise click.exceptions.Exit(EXIT_ERROR)

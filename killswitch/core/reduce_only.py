@@ -50,6 +50,26 @@ def reduces_only(position: float, working: Iterable[tuple[int, float]], side_sig
     return promised <= _exact(position).copy_abs()
 
 
+def stays_within(position: Decimal, working: Decimal, side_sign: int, qty: Decimal) -> bool:
+    """As :func:`reduces_only` in exact decimals, from the sum of what works: the cost does not grow with the orders.
+
+    Args:
+        position: signed quantity held.
+        working: sum of the remaining quantities of every order of this symbol on the new order's side that the venue
+            may still fill: those not acknowledged included, and those whose cancel is not confirmed.
+        side_sign: +1 to buy, -1 to sell.
+        qty: quantity of the new order, greater than 0.
+
+    Returns:
+        False whenever a number is not finite, ``working`` is negative, ``qty`` is not positive, or the sign is neither.
+    """
+    if not (position.is_finite() and working.is_finite() and qty.is_finite()) or qty <= 0 or working < 0:
+        return False
+    if position == 0 or side_sign != (_SELL if position > 0 else _BUY):
+        return False
+    return _EXACT.add(working, qty) <= position.copy_abs()
+
+
 def _finite(value: object) -> bool:
     try:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -24,8 +24,9 @@ from killswitch.stores._timing import MILLISECONDS_PER_S, Deadline
 from killswitch.stores.port import OutcomeUnknown, StoreForbidden, StoreUnavailable
 
 LINKS_MAX = 8
-# Redis should say how many have confirmed while we still listen, and it looks only every 100 ms whose time is up.
-WAIT_MARGIN_MS = 200
+# Of what is left: Redis should say how many have confirmed while we still listen, and it looks only every 100 ms whose
+# time is up.
+WAIT_SHARE = 0.5
 
 
 class TooFewReplicas(Exception):  # noqa: N818 - no error of the port's, and never seen outside of these modules
@@ -315,8 +316,7 @@ def _waiting(deadline: Deadline, wait_replicas: int, at_most_ms: float) -> list[
     """The command that has replicas confirm what came before it."""
     if not wait_replicas:
         return []
-    left_ms = deadline.remaining_s() * MILLISECONDS_PER_S
-    wait_ms = min(at_most_ms, max(left_ms - WAIT_MARGIN_MS, left_ms / 2))
+    wait_ms = min(at_most_ms, deadline.remaining_s() * MILLISECONDS_PER_S * WAIT_SHARE)
     # 0 would mean for ever.
     return [(b"WAIT", wait_replicas, max(1, int(wait_ms)))]
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.bench import freeze_fanout, gate_check, idle_agent, pretrade_check
+from tests.bench import account_monitor, exposure_book, freeze_fanout, gate_check, idle_agent, pretrade_check
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 100
@@ -28,12 +28,16 @@ FULL: dict[str, Callable[[], list[Row]]] = {
     "pretrade_check": pretrade_check.run,
     "freeze_fanout": freeze_fanout.run,
     "idle_agent": idle_agent.run,
+    "account_monitor": account_monitor.run,
+    "exposure_book": exposure_book.run,
 }
 QUICK: dict[str, Callable[[], list[Row]]] = {
     "gate_check": lambda: gate_check.run(rounds=50),
     "pretrade_check": lambda: pretrade_check.run(calls=4_000),
-    "freeze_fanout": lambda: freeze_fanout.run(gates=8, rounds=5, proof_rounds=3),
+    "freeze_fanout": lambda: freeze_fanout.run(gates=8, rounds=5, proof_rounds=3, kinds=("etcd",)),
     "idle_agent": lambda: idle_agent.run(seconds=6),
+    "account_monitor": lambda: account_monitor.run(ticks=5_000),
+    "exposure_book": lambda: exposure_book.run(calls=4_000),
 }
 
 COLUMNS = (("figure", 0), ("unit", 4), ("p50", 6), ("p99", 6), ("baseline", 8), ("ratio", 9), ("target", 11))

@@ -1,32 +1,43 @@
-"""The whole pre-trade check, gate read and both limits, beside a bare limit check of the same process.
+"""Pre-trade checks: the gate with both limits, and every control at once, beside a bare check of the same process.
 
 Every call is timed on its own, check and baseline in turn, so that both meet the same noise; the cost of reading the
-timer is in both. The figures are for reading, never for passing or failing.
+timer is in both. Of several runs the median counts. The figures are for reading, never for passing or failing.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import gc
 import random
+import statistics
 import tempfile
 import time
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from agents.risk.limit_schedule import LimitSchedule, LimitScheduleSettings
+from agents.risk.pretrade import PreTradeControls
+from agents.risk.pretrade_settings import PreTradeSettings
 from agents.risk.runtime_monitor import RuntimeRiskMonitor
 from killswitch.clock import now_ns
 from killswitch.gate import Gate, GateWriter
 
 CALLS = 20_000
 WARM_UP = 2_000
+ROUNDS = 5
 SYMBOL_COUNTS = (10, 100, 10_000)
-TARGET_US = 2.0
+WORKING_AT_ONCE = 8
 PERMIT_NS = 3_000_000_000_000  # 50 minutes: longer than any run, within what a gate accepts
+AN_HOUR_MS = 3_600_000
+MEMORY_SYMBOLS = 10_000
+MEMORY_MAX_BYTES = 1_024
 
-Check = Callable[[str, str, float, float], bool]
+BASELINE = "dict lookup and two comparisons"
+Check = Callable[[str, str, float, float], object]
 
 
 class Bare:
@@ -43,56 +54,170 @@ class Bare:
         return after_usd <= self._symbol_limit_usd and self._total_usd + after_usd <= self._total_limit_usd
 
 
-def run(calls: int = CALLS) -> list[dict[str, Any]]:
-    """Measure and return one row per number of symbols held and kind of order, in microseconds."""
-    rows = []
+def run(calls: int = CALLS, rounds: int = ROUNDS) -> list[dict[str, Any]]:
+    """Measure and return one row per kind of check and number of symbols held, in microseconds; then memory."""
+    return [*_check_rows(calls, rounds), *_memory_rows()]
+
+
+def _check_rows(calls: int, rounds: int) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "gate"
         with GateWriter(path, cluster="bench", node="n1") as writer, Gate.open(path) as gate:
             writer.update((), epoch=1, permit_deadline_ns=now_ns() + PERMIT_NS)
             for symbols in SYMBOL_COUNTS:
-                rows.append(_row(gate, symbols, "growing", ("buy", 0.1), calls))
-            rows.append(_row(gate, 100, "reducing", ("sell", 0.1), calls))
-    return rows
+                bench = _Bench(symbols)
+                names = f"{symbols} symbols held"
+                yield bench.row(
+                    f"gate and limits, growing order, {names}",
+                    bench.gate_and_limits(gate),
+                    2.0,
+                    calls=calls,
+                    rounds=rounds,
+                )
+                yield bench.row(
+                    f"limits alone, {names}", bench.monitor.check_before_order, 1.5, calls=calls, rounds=rounds
+                )
+                yield bench.row(f"every control, {names}", bench.controls_explain(), 3.0, calls=calls, rounds=rounds)
+                yield bench.row(
+                    f"every control, counted, reserved and released, {names}",
+                    bench.admit(),
+                    None,
+                    calls=calls,
+                    rounds=rounds,
+                )
+            bench = _Bench(100)
+            reducing = bench.gate_and_limits(gate)
+            yield bench.row(
+                "gate and limits, reducing order, 100 symbols held",
+                reducing,
+                2.0,
+                calls=calls,
+                rounds=rounds,
+                side="sell",
+            )
 
 
-def _row(gate: Gate, symbols: int, kind: str, order: tuple[str, float], calls: int) -> dict[str, Any]:
-    names = [f"S{number:05d}USDT" for number in range(symbols)]
-    monitor = RuntimeRiskMonitor(
-        max_inventory_usd_per_symbol=1e9,
-        max_total_notional_usd=1e12,
-        edge_freeze_threshold_bps=1.5,
-        registry=CollectorRegistry(),
+class _Bench:
+    """A monitor that holds something of every symbol, and controls that have all sections on."""
+
+    def __init__(self, symbols: int) -> None:
+        self.names = [f"S{number:05d}USDT" for number in range(symbols)]
+        self.plain, self.monitor, self.controls = make(self.names)
+        self._bare = Bare(dict(self.monitor.get_positions()), self.monitor.get_total_notional())
+
+    def gate_and_limits(self, gate: Gate) -> Check:
+        allows, check_before_order = gate.allows, self.plain.check_before_order
+
+        def full(symbol: str, side: str, qty: float, price: float) -> bool:
+            return allows(symbol, venue="bybit") and check_before_order(symbol, side, qty, price)
+
+        return full
+
+    def controls_explain(self) -> Check:
+        explain_order = self.controls.explain_order
+
+        def full(symbol: str, side: str, qty: float, price: float) -> bool:
+            return explain_order(symbol, side, qty, price, strategy="mm") is None
+
+        return full
+
+    def admit(self) -> Check:
+        """Send an order, and end an earlier one: as a market maker does, a few work at any time."""
+        admit, release = self.controls.admit, self.controls.release
+        working: list[str] = []
+        sent = 0
+
+        def full(symbol: str, side: str, qty: float, price: float) -> bool:
+            nonlocal sent
+            sent += 1
+            name = f"o{sent}"
+            working.append(name)
+            if len(working) > WORKING_AT_ONCE:
+                release(working.pop(0))
+            return admit(name, symbol, side, qty, price, strategy="mm") is None
+
+        return full
+
+    def row(
+        self, what: str, check: Check, target_us: float | None, *, calls: int, rounds: int, side: str = "buy"
+    ) -> dict[str, Any]:
+        assert check(self.names[0], side, 0.1, 1_000.0), "the bench must measure orders that pass"
+        ours, baseline = [], []
+        for number in range(rounds):
+            pair = _interleaved(check, self._bare.check, self.names, side, calls, seed=number)
+            ours.append(pair[0])
+            baseline.append(pair[1])
+        assert self.monitor.blocks_total == self.plain.blocks_total == 0, "the bench must measure orders that pass"
+        assert not self.controls.refused, f"the bench must measure orders that pass: {self.controls.refused}"
+        row: dict[str, Any] = {
+            "name": what,
+            "unit": "us",
+            "baseline_name": BASELINE,
+            "target": None if target_us is None else f"p50 <= {target_us:g} us, p99 <= 10 us",
+        }
+        for name, per_cent in (("p50", 50), ("p99", 99)):
+            own = statistics.median(_percentile(one, per_cent) for one in ours)
+            beside = statistics.median(_percentile(one, per_cent) for one in baseline)
+            row[name] = round(own / 1_000, 3)
+            row[f"baseline_{name}"] = round(beside / 1_000, 3)
+            row[f"ratio_{name}"] = round(own / beside, 2)
+        return row
+
+
+def make(names: list[str]) -> tuple[RuntimeRiskMonitor, RuntimeRiskMonitor, PreTradeControls]:
+    """Return a monitor with fixed limits, and one with a schedule under controls that have every section on."""
+    registry = CollectorRegistry()
+    schedule = LimitSchedule(
+        LimitScheduleSettings.model_validate(
+            {
+                "symbol_max_inventory_usd": {names[0]: 9e8},
+                "sessions": [{"from_minute": 0, "limit_pct": 100}, {"from_minute": 960, "limit_pct": 50}],
+                "volatility": [{"up_to_ratio": 0.02, "limit_pct": 100}, {"up_to_ratio": 0.05, "limit_pct": 50}],
+                "volatility_max_age_ms": AN_HOUR_MS,
+            }
+        ),
+        session_clock=lambda: 600.0,
     )
+    wide = {"max_inventory_usd_per_symbol": 1e9, "max_total_notional_usd": 1e12, "edge_freeze_threshold_bps": 1.5}
+    plain = RuntimeRiskMonitor(registry=registry, **wide)
+    monitor = RuntimeRiskMonitor(registry=registry, schedule=schedule, **wide)
+    today = dt.datetime.now(dt.UTC).date()
+    controls = PreTradeControls(every_control(names), monitor=monitor, day=lambda: today, registry=registry)
     for name in names:
-        monitor.on_fill(name, "buy", 0.5, 1_000.0)
-    bare = Bare(dict(monitor.get_positions()), monitor.get_total_notional())
-    allows, check_before_order = gate.allows, monitor.check_before_order
+        for one in (plain, monitor):
+            one.on_fill(name, "buy", 0.5, 1_000.0)
+        controls.on_quote(name, 999.5, 1_000.5)
+        schedule.on_volatility(name, 0.01)
+    return plain, monitor, controls
 
-    def full(symbol: str, side: str, qty: float, price: float) -> bool:
-        return allows(symbol, venue="bybit") and check_before_order(symbol, side, qty, price)
 
-    assert full(names[0], *order, 1_000.0), "the bench must measure orders that pass"
-    ours, baseline = _interleaved(full, bare.check, names, order, calls)
-    assert monitor.blocks_total == 0, "the bench must measure orders that pass"
-    row: dict[str, Any] = {
-        "name": f"pre-trade check, {kind} order, {symbols} symbols held",
-        "unit": "us",
-        "baseline_name": "dict lookup and two comparisons",
-        "target": f"p50 <= {TARGET_US:g} us",
-    }
-    for name, per_cent in (("p50", 50), ("p99", 99)):
-        row[name] = round(_percentile(ours, per_cent) / 1_000, 3)
-        row[f"baseline_{name}"] = round(_percentile(baseline, per_cent) / 1_000, 3)
-        row[f"ratio_{name}"] = round(_percentile(ours, per_cent) / _percentile(baseline, per_cent), 2)
-    return row
+def every_control(names: list[str]) -> PreTradeSettings:
+    """All sections on, so wide that every order passes, and in force all the same."""
+    many = 10**6
+    return PreTradeSettings.model_validate(
+        {
+            "permitted_symbols": tuple(names),
+            "order_size": {"max_quantity": 1e3, "max_value_usd": 1e6, "symbols": {names[0]: {"max_quantity": 1e3}}},
+            "price_collar": {
+                "max_deviation_bps": 500.0,
+                "symbols_max_deviation_bps": {names[0]: 400.0},
+                "over_time_bps": 1_000.0,
+            },
+            "throttle": {"orders_per_s": 10**9, "symbol_orders_per_s": 10**9},
+            "duplicates": {"max_same_orders": many, "window_ms": 1_000},
+            "repeated_executions": {"max_executions": many},
+            "working_orders": {"max_total": many, "max_per_symbol": many},
+            "daily": {"max_orders": 10**9, "max_cancels": 10**9, "max_losses": many, "max_loss_usd": 1e6},
+            "input_health": {"max_age_ms": AN_HOUR_MS, "frozen_after_ms": AN_HOUR_MS},
+            "control_budget_ms": 60_000.0,  # a machine that is busy elsewhere must not end the bench
+        }
+    )
 
 
 def _interleaved(
-    ours: Check, baseline: Check, names: list[str], order: tuple[str, float], calls: int
+    ours: Check, baseline: Check, names: list[str], side: str, calls: int, *, seed: int
 ) -> tuple[list[int], list[int]]:
-    side, qty = order
-    picked = random.Random(1).choices(names, k=calls)
+    picked = random.Random(seed).choices(names, k=calls)
     took: tuple[list[int], list[int]] = ([], [])
     timer = time.perf_counter_ns
     gc.collect()
@@ -101,7 +226,7 @@ def _interleaved(
         for symbol in [*picked[:WARM_UP], *picked]:
             for index, check in enumerate((ours, baseline)):
                 before = timer()
-                check(symbol, side, qty, 1_000.0)
+                check(symbol, side, 0.1, 1_000.0)
                 took[index].append(timer() - before)
     finally:
         gc.enable()
@@ -113,14 +238,67 @@ def _percentile(values: list[int], per_cent: int) -> float:
     return ordered[min(len(ordered) - 1, len(ordered) * per_cent // 100)]
 
 
+def _memory_rows() -> Iterator[dict[str, Any]]:
+    """Bytes for each symbol: held in a monitor alone, and with prices, throttles and volatility of every control."""
+    names = [f"S{number:05d}USDT" for number in range(MEMORY_SYMBOLS)]
+    few = _memory_of(names[:10])
+    many = _memory_of(names)
+    grown = MEMORY_SYMBOLS - 10
+    for index, what in enumerate(
+        ("held, limits alone", "held, every control on", "one working order, the first of its symbol")
+    ):
+        each = round((many[index] - few[index]) / grown)
+        yield {
+            "name": f"memory of one symbol {what}" if index < 2 else f"memory of {what}",
+            "unit": "B",
+            "p50": each,
+            "p99": each,
+            "baseline_name": "",
+            "target": f"< {MEMORY_MAX_BYTES} B" if index < 2 else None,
+        }
+
+
+def _memory_of(names: list[str]) -> tuple[int, int, int]:
+    gc.collect()
+    tracemalloc.start()
+    try:
+        settings = PreTradeSettings.model_validate({**every_control(names[:1]).model_dump(), "permitted_symbols": None})
+        registry = CollectorRegistry()
+        monitor = RuntimeRiskMonitor(
+            max_inventory_usd_per_symbol=1e9,
+            max_total_notional_usd=1e12,
+            edge_freeze_threshold_bps=1.5,
+            registry=registry,
+        )
+        controls = PreTradeControls(settings, monitor=monitor, day=lambda: dt.date(2026, 1, 1), registry=registry)
+        start = tracemalloc.get_traced_memory()[0]
+        for number, name in enumerate(names):
+            monitor.on_fill(name, "buy", 0.5 + number, 1_000.0 + number / 7)
+        held = tracemalloc.get_traced_memory()[0] - start
+        for number, name in enumerate(names):
+            controls.on_quote(name, 999.5 + number / 7, 1_000.5 + number / 7)
+            controls.admit("x", name, "buy", 0.1, 1_000.0 + number / 7)
+            controls.release("x")
+        controls._counting[-1]._sent.clear()  # type: ignore[attr-defined] # of the last second's orders, not of symbols
+        every = tracemalloc.get_traced_memory()[0] - start
+        for number, name in enumerate(names):
+            monitor.reserve(f"o{number}", name, "buy", 0.1 + number, 1_000.0 + number / 7)
+        monitor.get_potential_notional()
+        return held, every, tracemalloc.get_traced_memory()[0] - start - every
+    finally:
+        tracemalloc.stop()
+
+
 def main() -> None:
     """Print the rows."""
     for row in run():
-        print(
-            f"{row['name']}: p50 {row['p50']} {row['unit']}, p99 {row['p99']} {row['unit']}; "
-            f"{row['baseline_name']}: p50 {row['baseline_p50']}, p99 {row['baseline_p99']}; "
-            f"ratio {row['ratio_p50']} / {row['ratio_p99']} (target {row['target']})"
-        )
+        beside = ""
+        if row["baseline_name"]:
+            beside = (
+                f"; {row['baseline_name']}: p50 {row['baseline_p50']}, p99 {row['baseline_p99']}; "
+                f"ratio {row['ratio_p50']} / {row['ratio_p99']}"
+            )
+        print(f"{row['name']}: p50 {row['p50']} {row['unit']}, p99 {row['p99']}{beside} (target {row['target']})")
 
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ def test_a_cut_off_primary_answers_no_fenced_read_once_another_has_taken_over(gr
             assert believed is not None
             assert believed.value == b"active"
             for call in (lambda: fenced.read(f"{at}flag"), lambda: fenced.scan(at)):
-                with pytest.raises(StoreUnavailable, match="0 of the 1 replicas"):
+                with pytest.raises(StoreUnavailable):
                     call()
             with contextlib.suppress(StoreUnavailable):
                 roamed.append(roaming.read(f"{at}flag"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,9 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
+from agents.risk.limits import OrderRefused
+from agents.risk.pretrade import PreTradeControls
+from agents.risk.pretrade_settings import PreTradeSettings
 from agents.risk.runtime_monitor import RuntimeRiskMonitor
 from agents.routing.order_router import OrderRouter
 from agents.routing.order_state import TRANSITIONS, OrderEvent, OrderState, next_state
@@ -150,7 +154,7 @@ def test_a_cancel_always_passes__a_gate_that_raises_and_a_monitor_that_raises_ar
     rig.place("a")
     rig.gate.close()
     rig.writer.close()
-    rig.monitor.is_frozen = rig.monitor.check_before_order = None  # type: ignore[method-assign,assignment]
+    rig.monitor.is_frozen = rig.monitor.reserve = None  # type: ignore[method-assign,assignment]
     assert rig.router.cancel_all_orders("stop").open == 0
 
 
@@ -287,18 +291,19 @@ def test_bounded_stop__a_gate_that_closes_between_the_two_looks_sends_nothing_an
 
 def test_bounded_stop__a_monitor_that_freezes_between_the_two_looks_sends_nothing(rig: Rig) -> None:
     rig.make(gate=TurningGate(rig.gate, lambda: None))
-    original = rig.monitor.check_before_order
+    original = rig.monitor.reserve
 
-    def pass_then_freeze(*args: Any) -> bool:
-        passed = original(*args)
+    def pass_then_freeze(*args: Any) -> OrderRefused | None:
+        refusal = original(*args)
         rig.monitor.freeze("meanwhile")
-        return passed
+        return refusal
 
-    rig.monitor.check_before_order = pass_then_freeze  # type: ignore[method-assign]
+    rig.monitor.reserve = pass_then_freeze  # type: ignore[method-assign,assignment]
     outcome = rig.router.place_order("a", "BTCUSDT", "buy", 1.0, 100.0)
     assert isinstance(outcome, Refused)
     assert (outcome.cause, outcome.sentence) == ("monitor", "trading is frozen: meanwhile")
     assert rig.venue.placed == []
+    assert rig.monitor.working_orders() == 0
 
 
 def test_bounded_stop__the_gate_is_asked_before_anything_is_built(rig: Rig) -> None:
@@ -581,6 +586,152 @@ def test_finished_orders_are_forgotten_at_last(rig: Rig, monkeypatch: pytest.Mon
     for name in "abc":
         rig.venue.tell(FILL, name, qty=1.0, price=100.0)
     assert [rig.router.state_of(name) for name in "abc"] == [None, OrderState.FILLED, OrderState.FILLED]
+
+
+# ---- what works counts in the limits
+
+
+def small(rig: Rig) -> RuntimeRiskMonitor:
+    """A monitor whose limit of a symbol is three of the rig's orders."""
+    rig.monitor = RuntimeRiskMonitor(
+        max_inventory_usd_per_symbol=300.0,
+        max_total_notional_usd=500.0,
+        edge_freeze_threshold_bps=1.5,
+        registry=CollectorRegistry(),
+    )
+    rig.make()
+    return rig.monitor
+
+
+def refused(outcome: Placed | Refused) -> Refused:
+    assert isinstance(outcome, Refused), outcome
+    return outcome
+
+
+def test_an_order_counts_from_the_moment_it_is_sent_until_it_is_over(rig: Rig) -> None:
+    monitor = small(rig)
+    rig.place("a", "b", "c")
+    outcome = refused(rig.router.place_order("d", "BTCUSDT", "buy", 1.0, 100.0))
+    assert outcome.cause == "monitor"
+    assert outcome.why is not None
+    assert (outcome.why.kind, outcome.why.limit, outcome.why.value) == ("symbol_limit", 300.0, 400.0)
+    assert monitor.working_orders() == 3
+    # A cancel that is asked for and not confirmed still counts.
+    rig.venue.answers_cancels = lambda _name: None
+    rig.router._send_cancel(rig.router._open["a"])
+    assert refused(rig.router.place_order("d", "BTCUSDT", "buy", 1.0, 100.0)).cause == "monitor"
+    rig.venue.tell(CANCELED, "a")
+    rig.place("d")
+    # A fill moves from what works to what is held, and changes nothing of the worst case.
+    rig.venue.tell(FILL, "b", qty=0.4, price=100.0)
+    assert monitor.get_potential_notional() == 300.0
+    rig.venue.tell(FILL, "b", qty=0.6, price=100.0)
+    assert monitor.get_potential_notional("BTCUSDT") == 300.0
+    assert (monitor.get_total_notional(), monitor.working_orders()) == (100.0, 2)
+    refused(rig.router.place_order("e", "BTCUSDT", "buy", 0.01, 100.0))
+
+
+def test_what_was_refused_rejected_or_withdrawn_counts_no_more(rig: Rig) -> None:
+    monitor = small(rig)
+
+    def reject(_order: Order) -> None:
+        raise OrderRejected("price band")
+
+    rig.venue.in_place = reject
+    assert refused(rig.router.place_order("a", "BTCUSDT", "buy", 1.0, 100.0)).cause == "venue"
+    rig.venue.in_place = lambda _order: None
+    rig.router._max_open_orders = 0
+    assert refused(rig.router.place_order("b", "BTCUSDT", "buy", 1.0, 100.0)).cause == "too_many_open"
+    rig.make(gate=TurningGate(rig.gate, rig.close_gate))
+    assert refused(rig.router.place_order("c", "BTCUSDT", "buy", 1.0, 100.0)).cause == "gate"
+    assert (monitor.working_orders(), monitor.get_potential_notional()) == (0, 0.0)
+
+
+def test_unknown_is_frozen__an_order_in_doubt_counts_until_the_venue_speaks_of_it(rig: Rig) -> None:
+    monitor = small(rig)
+
+    def time_out(_order: Order) -> None:
+        raise TimeoutError("no answer")
+
+    rig.venue.in_place = time_out
+    rig.place("a")
+    assert monitor.get_potential_notional() == 100.0
+    rig.venue.tell(REJECTED, "a")
+    assert monitor.get_potential_notional() == 0.0
+
+
+def test_no_two_threads_slip_past_a_limit_together(rig: Rig) -> None:
+    small(rig)
+    for turn in range(20):
+        start = threading.Barrier(8)
+        outcomes: list[Placed | Refused] = []
+
+        def trade(thread: int, turn: int = turn, start: threading.Barrier = start, out: Any = outcomes) -> None:
+            start.wait()
+            out.append(rig.router.place_order(f"{turn}-{thread}", "BTCUSDT", "buy", 1.0, 100.0))
+
+        threads = [threading.Thread(target=trade, args=(thread,)) for thread in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LONG_S)
+        assert sum(isinstance(outcome, Placed) for outcome in outcomes) == 3
+        assert rig.router.cancel_all_orders("next turn").open == 0
+        wait_until(lambda: rig.monitor.working_orders() == 0, what="the reservations to be released")
+
+
+def test_an_order_in_reduce_only_mode_does_not_count_against_itself(rig: Rig) -> None:
+    rig.monitor.on_fill("BTCUSDT", "buy", 1.0, 100.0)
+    rig.make(gate=TurningGate(rig.gate, lambda: rig.open(freeze_of(GLOBAL, Mode.REDUCE_ONLY))))
+    # The first look finds the gate open; the second one, with the order reserved, finds it reduce-only.
+    assert isinstance(rig.router.place_order("all", "BTCUSDT", "sell", 1.0, 100.0), Placed)
+    refused(rig.router.place_order("more", "BTCUSDT", "sell", 0.1, 100.0))
+
+
+def test_the_controls_are_asked_before_the_limits_and_fills_reach_them(rig: Rig) -> None:
+    settings = PreTradeSettings.model_validate(
+        {"repeated_executions": {"max_executions": 2}, "daily": {"max_cancels": 1}, "order_size": {"max_quantity": 5.0}}
+    )
+    controls = PreTradeControls(
+        settings, monitor=rig.monitor, day=lambda: dt.date(2026, 1, 31), registry=CollectorRegistry()
+    )
+    with pytest.raises(ValueError, match="another monitor"):
+        rig.make(monitor=small(rig), controls=controls)
+    rig.make(monitor=None, controls=controls)
+    outcome = refused(rig.router.place_order("big", "BTCUSDT", "buy", 6.0, 100.0))
+    assert outcome.why is not None
+    assert (outcome.cause, outcome.why.kind) == ("monitor", "order_quantity")
+    rig.place("a", "b")
+    for name in "ab":
+        rig.venue.tell(FILL, name, qty=1.0, price=100.0)
+    assert rig.router.positions == {"BTCUSDT": 2.0}
+    assert controls.disabled_strategies() == ["mm"]
+    outcome = refused(rig.router.place_order("c", "BTCUSDT", "buy", 1.0, 100.0))
+    assert outcome.why is not None
+    assert outcome.why.kind == "repeated_execution"
+    controls.enable("mm", "ann", "looked at it")
+    rig.place("c", "d")
+    # Both cancels go, although one is the limit of the day; then no order does.
+    assert rig.router.cancel_all_orders("stop").cancelled == 2
+    outcome = refused(rig.router.place_order("e", "BTCUSDT", "buy", 1.0, 100.0))
+    assert outcome.why is not None
+    assert outcome.why.kind == "daily_cancels"
+
+
+def test_a_cancel_always_passes__controls_that_raise_are_not_in_its_way(rig: Rig) -> None:
+    def fails() -> dt.date:
+        raise OSError("no calendar")
+
+    settings = PreTradeSettings.model_validate({"daily": {"max_cancels": 1}})
+    days = [dt.date(2026, 1, 31)]
+    controls = PreTradeControls(settings, monitor=rig.monitor, day=lambda: days[0], registry=CollectorRegistry())
+    rig.make(monitor=None, controls=controls)
+    rig.place("a")
+    days.clear()
+    controls.on_cancel = fails  # type: ignore[method-assign,assignment]
+    assert rig.router.cancel_all_orders("stop").cancelled == 1
+    assert refused(rig.router.place_order("b", "BTCUSDT", "buy", 1.0, 100.0)).cause == "monitor"
+    assert rig.monitor.is_frozen()
 
 
 # ---- the acceptance scenario of section A, with the real router

@@ -1,16 +1,19 @@
-"""The reduce-only rule against its definition: try every subset of what may fill."""
+"""The reduce-only rule against its definition: try every subset of what may fill, whatever happened before."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from decimal import Decimal
+from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 
-from killswitch.core.reduce_only import reduces_only
+from agents.risk.runtime_monitor import RuntimeRiskMonitor
+from killswitch.core.reduce_only import reduces_only, stays_within
 
 TICKS = st.integers(min_value=0, max_value=30).map(lambda tenths: tenths / 10)
 SIGNS = st.sampled_from([1, -1])
@@ -95,3 +98,163 @@ def test_unknown_is_frozen__a_bad_sign_or_a_negative_quantity_never_passes(sign:
     assert not reduces_only(2.0, [(1, -0.1)], -1, 1.0)
     assert not reduces_only(2.0, [], -1, -1.0)
     assert not reduces_only(2.0, [], -1, 0.0)
+
+
+# ---- the rule from sums
+
+
+@given(position=POSITIONS, working=WORKING, side_sign=SIGNS, qty=TICKS.filter(lambda qty: qty > 0))
+def test_the_sum_of_what_works_is_enough_to_judge(
+    position: float, working: list[tuple[int, float]], side_sign: int, qty: float
+) -> None:
+    same_side = sum((exact(remaining) for sign, remaining in working if sign == side_sign), Decimal(0))
+    by_sums = stays_within(exact(position), same_side, side_sign, exact(qty))
+    assert by_sums is reduces_only(position, working, side_sign, qty)
+
+
+@pytest.mark.parametrize("bad", ["NaN", "sNaN", "Infinity", "-Infinity"])
+def test_unknown_is_frozen__a_bad_decimal_never_stays_within(bad: str) -> None:
+    one, two = Decimal(1), Decimal(2)
+    assert stays_within(two, one, -1, one)
+    assert not stays_within(Decimal(bad), one, -1, one)
+    assert not stays_within(two, Decimal(bad), -1, one)
+    assert not stays_within(two, one, -1, Decimal(bad))
+    assert not stays_within(two, -one, -1, one)
+    assert not stays_within(two, one, -1, Decimal(0))
+    assert not stays_within(two, one, 0, one)
+
+
+# ---- any history: orders, partial fills, cancels in flight, amendments, in any order
+
+
+class VenueOrder:
+    """One order at the venue. Only the venue's own word ends it: a cancel that is on its way does not."""
+
+    def __init__(self, sign: int, qty: Decimal) -> None:
+        self.sign, self.left = sign, qty
+        self.cancelling = False
+
+
+class Market:
+    """A monitor, and beside it what may truly still happen."""
+
+    def __init__(self) -> None:
+        self.monitor = RuntimeRiskMonitor(
+            max_inventory_usd_per_symbol=1e9,
+            max_total_notional_usd=1e9,
+            edge_freeze_threshold_bps=0.0,
+            registry=CollectorRegistry(),
+        )
+        self.position = Decimal(0)
+        self.orders: dict[str, VenueOrder] = {}
+
+    def reachable(self) -> set[Decimal]:
+        """Every position that some subset of the working orders leads to. Fills in part lie between these."""
+        positions = {self.position}
+        for order in self.orders.values():
+            positions |= {at + order.sign * order.left for at in positions}
+        return positions
+
+    def send(self, name: str, sign: int, qty: float) -> None:
+        side = "buy" if sign > 0 else "sell"
+        assert self.monitor.reserve(name, "A", side, qty, 1.0) is None
+        self.orders[name] = VenueOrder(sign, exact(qty))
+
+    def fill(self, name: str, qty: Decimal) -> None:
+        order = self.orders[name]
+        self.monitor.on_fill("A", "buy" if order.sign > 0 else "sell", float(qty), 1.0, client_order_id=name)
+        self.position += order.sign * qty
+        order.left -= qty
+        if order.left == 0:
+            del self.orders[name]
+
+
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from(["send", "reduce", "reduce", "fill", "fill", "ask_cancel", "cancelled", "reject_cancel"]),
+        SIGNS,
+        st.integers(1, 20).map(lambda tenths: tenths / 10),
+        st.integers(0, 9),
+    ),
+    max_size=16,
+)
+
+
+@given(events=EVENTS, start=POSITIONS)
+@settings(max_examples=600, deadline=None)
+@example(events=[("reduce", -1, 1.0, 0), ("ask_cancel", 1, 1.0, 0), ("reduce", -1, 1.0, 0)], start=1.0)
+@example(events=[("reduce", -1, 2.0, 0), ("fill", 1, 1.0, 0), ("reduce", -1, 1.0, 0)], start=2.0)
+def test_whatever_happened_before_no_order_that_passes_can_grow_the_position_or_cross_zero(
+    events: list[tuple[str, int, float, int]], start: float
+) -> None:
+    market = Market()
+    if start:
+        market.monitor.update_position("A", start, 1.0)
+        market.position = exact(start)
+    for number, (what, sign, qty, pick) in enumerate(events):
+        names = sorted(market.orders)
+        name = names[pick % len(names)] if names else ""
+        if what == "send":
+            market.send(f"n{number}", sign, qty)
+        elif what == "reduce":
+            _judge(market, f"n{number}", sign, qty)
+        elif name and what == "fill":
+            market.fill(name, min(exact(qty), market.orders[name].left))
+        elif name and what == "ask_cancel":
+            market.orders[name].cancelling = True  # nobody tells the monitor: there is nothing to tell yet
+        elif name and what == "cancelled" and market.orders[name].cancelling:
+            del market.orders[name]
+            market.monitor.release(name)
+        elif name and what == "reject_cancel":
+            market.orders[name].cancelling = False
+
+
+def _judge(market: Market, name: str, sign: int, qty: float) -> None:
+    """An order that passes must keep every reachable position within what was reachable before, and off zero."""
+    before = market.reachable()
+    side = "buy" if sign > 0 else "sell"
+    passes = market.monitor.would_reduce("A", side, qty)
+    after = before | {at + sign * exact(qty) for at in before}
+    # Positions to which what works already leads on the growing side are no fault of this order; on its own side it
+    # must leave every one of them on the side of zero where the position is.
+    own_side = {at for at in after if (at - market.position) * sign >= 0}
+    sound = market.position != 0 and all(
+        at * market.position >= 0 and abs(at) <= abs(market.position) for at in own_side
+    )
+    assert passes is sound
+    if passes:
+        assert max(abs(at) for at in after) == max(abs(at) for at in before)
+        market.send(name, sign, qty)
+        assert market.monitor.would_reduce("A", side, qty, client_order_id=name)
+
+
+@given(quantities=st.lists(st.integers(1, 20).map(lambda tenths: tenths / 10), max_size=8), start=POSITIONS)
+@settings(max_examples=200, deadline=None)
+def test_in_reduce_only_from_the_start_no_subset_ever_grows_or_crosses(quantities: list[float], start: float) -> None:
+    market = Market()
+    if start:
+        market.monitor.update_position("A", start, 1.0)
+        market.position = exact(start)
+    for number, qty in enumerate(quantities):
+        for sign in (1, -1):
+            if market.monitor.would_reduce("A", "buy" if sign > 0 else "sell", qty):
+                market.send(f"{number}{sign}", sign, qty)
+        reachable = market.reachable()
+        assert all(at * exact(start) >= 0 and abs(at) <= abs(exact(start)) for at in reachable)
+
+
+@pytest.mark.parametrize("arguments", [("", "sell", 1.0), ("A", "hold", 1.0), ("B", "sell", 1.0), (None, "sell", 1.0)])
+def test_unknown_is_frozen__what_cannot_be_judged_does_not_reduce(arguments: Any) -> None:
+    market = Market()
+    market.monitor.update_position("A", 2.0, 1.0)
+    assert market.monitor.would_reduce("A", "sell", 1.0)
+    assert not market.monitor.would_reduce(*arguments)
+
+
+def test_symbols_do_not_reduce_each_other() -> None:
+    market = Market()
+    market.monitor.update_position("A", 2.0, 1.0)
+    market.monitor.update_position("B", 2.0, 1.0)
+    market.send("1", -1, 2.0)
+    assert not market.monitor.would_reduce("A", "sell", 0.1)
+    assert market.monitor.would_reduce("B", "sell", 2.0)

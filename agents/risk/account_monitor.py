@@ -1,0 +1,491 @@
+"""The account on every tick: drawdown and leverage against a warning and a hard level, and a circuit breaker behind.
+
+What is measured from what (section B of the seed systems gives the figures):
+
+* **Drawdown** is from the day's *highest* equity, not from the initial balance: ``max_daily_drawdown`` is a day's
+  figure, the two agree in the seed's scenarios, and the peak is never the later of the two to stop.
+* **Leverage** is exposure (sum of absolute positions) over *equity* (balance and open profit), so that a loss raises
+  it. Something held with no equity left is infinite leverage. At most 10 is reported; the true one decides.
+* A value at a level counts. Within a billionth below it also counts, so that rounding errs towards stopping.
+* A **day** begins at ``day_start_utc``. The time of day is read once, at construction, and then follows the deadline
+  clock: a step of the wall clock neither ends a day nor lengthens one.
+
+A hard level is a bad reading of class ``drawdown`` or ``position``, a tick that makes no sense one of class ``data``.
+Monitoring goes on after the kill: every tick is answered, whatever the breaker says. This monitor cancels nothing;
+``on_freeze`` is where an agent makes a freeze of the cluster out of a kill.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from prometheus_client import REGISTRY, CollectorRegistry
+
+from agents.risk.account_book import AccountBook
+from agents.risk.account_inputs import LARGEST, BadTick, checked_fill, checked_holdings, checked_price
+from agents.risk.account_limits import DAY_SECONDS, AccountLimits, load_account_limits
+from agents.risk.account_metrics import account_figures
+from agents.risk.account_rule import (
+    Finding,
+    Measure,
+    drawdown_ratio,
+    findings,
+    next_day_start,
+    surely_normal_equity,
+    surely_normal_leverage,
+    true_leverage,
+)
+from agents.risk.account_state import (
+    AccountState,
+    AccountTick,
+    AlertLevel,
+    DayRecord,
+    EngagementRecord,
+    PriceTick,
+    Tick,
+    TickStamp,
+)
+from agents.risk.breaker_settings import NS_PER_SECOND, ReasonClass
+from agents.risk.circuit_breaker import CircuitBreaker
+from agents.risk.events import MONITOR_ERROR, FreezeEvent
+from agents.risk.exact import EXACT, exact
+from agents.risk.freeze_counter import freeze_counter
+from agents.risk.local_freeze import say
+from agents.risk.order_inputs import finite_number
+from agents.risk.settings_file import RiskFileError
+from agents.risk.snapshot_metrics import Figure, SnapshotCollector
+from killswitch.clock import NowNs, WallClock, now_ns
+from killswitch.core.canonical import finite_or_text
+
+BREAKER_LOOK_NS: Final = NS_PER_SECOND
+"""How often a tick looks at what other processes or the time did to the breaker."""
+
+_KINDS: Final[Mapping[Measure, ReasonClass]] = {"drawdown": ReasonClass.DRAWDOWN, "leverage": ReasonClass.POSITION}
+_NORMAL = AlertLevel.NORMAL
+_RANK = {AlertLevel.NORMAL: 0, AlertLevel.WARNING: 1, AlertLevel.CRITICAL: 2}
+
+
+class RiskMonitor:
+    """Holds one account against its limits on every tick. Thread-safe; nothing that comes in makes it raise.
+
+    Args:
+        circuit_breaker: what a hard level engages; one made from the limits when ``None``.
+        config_path: YAML file of :class:`~agents.risk.account_limits.AccountLimits`; the defaults when ``None``.
+        initial_balance: balance that profit and loss are counted from, USD, greater than 0.
+        limits: the limits as an object, instead of a file.
+        account: tells several accounts of a process apart in logs and metrics.
+        day_peak_usd: highest equity of the day so far, for a monitor that starts in the middle of a day.
+        clock: deadline clock.
+        wall_clock: the time that states carry; the default is that of the machine.
+        on_freeze: told every kill by this monitor, once, when it latches (a pause is not one yet) and with no lock
+            held. Its trigger is ``limit_violation``, and ``metadata["cause"]`` says ``drawdown``, ``leverage`` or
+            ``monitor_error``. If it raises, that is logged and the kill stands.
+        registry: where the metrics are; the default registry of the process when ``None``.
+
+    Raises:
+        RiskFileError: the limits cannot be used, or say otherwise than the circuit breaker.
+        ValueError: the initial balance or the day's peak is not a finite number above 0, limits were given twice, or
+            the wall clock gives no time.
+
+    Attributes:
+        limits: the limits in force.
+        circuit_breaker: the breaker.
+    """
+
+    def __init__(
+        self,
+        circuit_breaker: CircuitBreaker | None,
+        config_path: Path | str | None,
+        initial_balance: float,
+        *,
+        limits: AccountLimits | None = None,
+        account: str = "default",
+        day_peak_usd: float | None = None,
+        clock: NowNs = now_ns,
+        wall_clock: WallClock | None = None,
+        on_freeze: Callable[[FreezeEvent], None] | None = None,
+        registry: CollectorRegistry | None = None,
+    ) -> None:
+        if limits is not None and config_path is not None:
+            raise ValueError("give the limits once: as a file, or as an object")
+        self.limits = limits if limits is not None else load_account_limits(config_path)
+        self.account = account
+        registry = registry if registry is not None else REGISTRY
+        self._clock = clock
+        self._wall_clock: WallClock = wall_clock if wall_clock is not None else TickStamp()
+        if circuit_breaker is None:
+            circuit_breaker = CircuitBreaker(
+                self.limits.breaker_settings(),
+                name=account,
+                clock=clock,
+                registry=registry,
+                wall_clock=self._wall_clock,
+            )
+        differences = self.limits.breaker_differences(circuit_breaker.settings)
+        if differences:
+            raise RiskFileError(differences)
+        self.circuit_breaker = circuit_breaker
+        self._on_freeze = on_freeze
+        self._counter = freeze_counter(registry)
+        self._known = None if self.limits.known_symbols is None else frozenset(self.limits.known_symbols)
+        self._initial = exact(_above_zero(initial_balance, "initial_balance"))
+        self._sure_leverage = surely_normal_leverage(self.limits)
+        self._lock = threading.Lock()
+        self._book = AccountBook()
+        self._balance_usd = self._start_balance_usd = float(self._initial)
+        self._peak_usd = self._sure_equity_usd = 0.0
+        self._raise_peak(max(self._balance_usd, 0.0 if day_peak_usd is None else _above_zero(day_peak_usd, "day_peak")))
+        self._ticks = self._fills = self._bad_ticks = 0
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._levels: dict[Measure, AlertLevel] = {}
+        self._logged_ns: dict[str, int] = {}
+        self._records: deque[EngagementRecord] = deque(maxlen=self.limits.forensics_kept)
+        self._days: deque[DayRecord] = deque(maxlen=self.limits.days_kept)
+        self._seen_engagement = circuit_breaker.engagement
+        self._engagements = 0
+        self._next_look_ns = 0
+        self._day, self._day_ends_ns = self._first_day()
+        self._last = self._state(self._wall_clock(), ())
+        SnapshotCollector.of(registry).add(self)
+
+    # ---- what comes in
+
+    def monitor_tick(self, tick: Tick) -> AccountState:
+        """Take a tick and return the account after it. Never raises.
+
+        A tick that makes no sense (a price that is not a finite number above 0, an unknown symbol, anything that is no
+        tick) changes no figure: it is a bad reading of class ``data``, and the state that is returned is CRITICAL.
+        """
+        bad: str | None = None
+        found: tuple[Finding, ...] = ()
+        with self._lock:
+            before = self._last
+            self._ticks += 1
+            try:
+                now = self._clock()
+                if now >= self._day_ends_ns:
+                    self._begin_day(now)
+                self._day.ticks += 1
+                if tick.__class__ is PriceTick:
+                    symbol, price = tick
+                    line = self._book.lines.get(symbol)
+                    if line is None or price.__class__ is not float or not 0.0 < price <= LARGEST:
+                        price = checked_price(symbol, price, self._known)
+                    if line is not None:
+                        self._book.mark(line, price)
+                else:
+                    self._take_account(tick)
+                found = self._judge()
+                after = self._last = self._state(self._wall_clock(), found)
+                act = now >= self._next_look_ns
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with a tick, it is a breach
+                bad, after, act = self._distrust(error), self._last, True
+            if found or self._levels:
+                act = act or after.alert_level is AlertLevel.CRITICAL or _levels(found) != self._levels
+        breaker = self.circuit_breaker
+        if act or breaker.restricted or breaker.engagement != self._seen_engagement:
+            self._act(before, after, found, bad)
+        return after
+
+    def on_fill(self, symbol: str, side: str, qty: float, price: float) -> AccountState:
+        """Add a fill to the position and return the account after it; a fill is a fact, and counts when killed too.
+
+        Args:
+            symbol: name of the instrument.
+            side: ``buy`` or ``sell``, in lower, upper or title case.
+            qty: quantity, greater than 0 and at most 1e15.
+            price: USD, greater than 0 and at most 1e15.
+
+        A fill that makes no sense is not added: from then on the position is not known, and the breaker engages with
+        class ``unknown``, which only a person releases. Never raises.
+        """
+        bad: str | None = None
+        found: tuple[Finding, ...] = ()
+        with self._lock:
+            before = self._last
+            self._fills += 1
+            try:
+                self._take_fill(symbol, side, qty, price)
+                found = self._judge()
+                after = self._last = self._state(self._wall_clock(), found)
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with a fill, the position is not known
+                bad, after = self._distrust(error), self._last
+        if bad is None:
+            self._act(before, after, found, None)
+        else:
+            self._engage_unknown(f"a fill cannot be trusted, so the position is not known: {bad}")
+            self._note_engagement(before, after)
+        return after
+
+    # ---- what it says
+
+    def state(self) -> AccountState:
+        """Return the newest account."""
+        return self._last
+
+    def forensics(self) -> tuple[EngagementRecord, ...]:
+        """Return the newest engagements of the breaker with the account before and after each, oldest first."""
+        last = self._last
+        self._note_engagement(last, last)
+        with self._lock:
+            return tuple(self._records)
+
+    def get_summary(self) -> dict[str, Any]:
+        """Return everything worth knowing, as JSON values; figures that are not finite as words."""
+        breaker = self.circuit_breaker.snapshot()
+        records = self.forensics()
+        with self._lock:
+            last, day = self._last, self._day
+            body = {
+                "account": self.account,
+                "state": last.to_json(),
+                "equity_usd": last.equity,
+                "true_leverage": true_leverage(last.total_exposure, last.equity),
+                "initial_balance_usd": self._start_balance_usd,
+                "peak_equity_usd": self._peak_usd,
+                "limits": {
+                    name: getattr(self.limits, name)
+                    for name in ("drawdown_warning", "max_daily_drawdown", "leverage_warning", "max_account_leverage")
+                },
+                "ticks_total": self._ticks,
+                "fills_total": self._fills,
+                "bad_inputs_total": self._bad_ticks,
+                "warnings_total": self._count_of(AlertLevel.WARNING),
+                "breaches_total": self._count_of(AlertLevel.CRITICAL),
+                "engagements_total": self._engagements,
+                "last_engagement": records[-1].to_json() if records else None,
+                "circuit_breaker": {
+                    "state": breaker.mode.value,
+                    "engagement": breaker.engagement,
+                    "causes": {cause.kind.value: cause.reason for cause in breaker.causes},
+                    "escalated": breaker.escalated,
+                    "repeats": breaker.repeats,
+                },
+                "days": [record.to_json() for record in (*self._days, day)],
+            }
+        return dict(finite_or_text(body))
+
+    def figures(self) -> list[Figure]:
+        """Return what is shown on /metrics, as of now."""
+        with self._lock:
+            totals = {"ticks": self._ticks, "fills": self._fills, "bad_inputs": self._bad_ticks}
+            totals["engagements"] = self._engagements
+            return account_figures(self.account, self._last, self._peak_usd, totals, dict(self._counts))
+
+    # ---- figures; the lock is held
+
+    def _take_fill(self, symbol: str, side: str, qty: float, price: float) -> None:
+        change, paid = checked_fill(symbol, side, qty, price, self._known)
+        if symbol not in self._book.lines and len(self._book.lines) >= self.limits.max_symbols:
+            raise BadTick(f"{symbol}: {self.limits.max_symbols} symbols are held already, which is the most")
+        self._book.fill(symbol, change, paid)
+        self._settle_balance()
+
+    def _take_account(self, tick: object) -> None:
+        if not isinstance(tick, AccountTick):
+            raise BadTick(f"{str(tick)[:200]!r} is no tick; one is a PriceTick or an AccountTick")
+        closed_usd, holdings = checked_holdings(tick, self._known, self.limits.max_symbols)
+        self._book.replace(closed_usd, holdings)
+        self._settle_balance()
+
+    def _settle_balance(self) -> None:
+        self._balance_usd = float(EXACT.add(self._initial, self._book.closed))
+
+    def _judge(self) -> tuple[Finding, ...]:
+        equity = self._balance_usd + self._book.open_usd
+        if equity > self._peak_usd:
+            self._raise_peak(equity)
+        if equity > self._sure_equity_usd and self._book.exposure_usd < equity * self._sure_leverage:
+            return ()
+        return findings(equity, self._peak_usd, self._book.exposure_usd, self.limits)
+
+    def _raise_peak(self, equity_usd: float) -> None:
+        self._peak_usd = equity_usd
+        self._sure_equity_usd = surely_normal_equity(equity_usd, self.limits)
+
+    def _state(self, timestamp: str, found: tuple[Finding, ...]) -> AccountState:
+        book, balance_usd, peak_usd = self._book, self._balance_usd, self._peak_usd
+        open_usd, exposure_usd = book.open_usd, book.exposure_usd
+        closed_usd = balance_usd - self._start_balance_usd
+        equity_usd = balance_usd + open_usd
+        lost = (peak_usd - equity_usd) / peak_usd if peak_usd > 0.0 else drawdown_ratio(equity_usd, peak_usd)
+        times = exposure_usd / equity_usd if equity_usd > 0.0 else true_leverage(exposure_usd, equity_usd)
+        day = self._day
+        if lost > day.max_drawdown_ratio or equity_usd < day.lowest_equity_usd or equity_usd > day.peak_equity_usd:
+            day.note_equity(equity_usd, peak_usd, lost)
+        if times > day.max_leverage:  # noqa: PLR1730 - the call of max() costs more than the comparison
+            day.max_leverage = times
+        cap = self.limits.reported_leverage_cap
+        return AccountState(
+            timestamp, balance_usd, open_usd, closed_usd, closed_usd + open_usd, book.positions, exposure_usd,
+            times if times < cap else cap, peak_usd - equity_usd, lost * 100.0,
+            _NORMAL if not found else max((finding.level for finding in found), key=_RANK.__getitem__),
+        )  # fmt: skip
+
+    def _distrust(self, error: Exception) -> str:
+        """Note that something came that cannot be used; the figures stay, the account is CRITICAL."""
+        self._bad_ticks += 1
+        self._last = self._last._replace(timestamp=self._time(), alert_level=AlertLevel.CRITICAL)
+        return str(error) if isinstance(error, BadTick) else f"the monitor failed: {error!r}"
+
+    def _first_day(self) -> tuple[DayRecord, int]:
+        stamp = self._wall_clock()
+        try:
+            wall = dt.datetime.fromisoformat(stamp).astimezone(dt.UTC)
+        except ValueError as error:
+            raise ValueError(f"the wall clock says {stamp!r}, which is no time as RFC 3339 writes it") from error
+        ends = next_day_start(wall, self.limits.day_starts())
+        ends_ns = self._clock() + int((ends - wall) / dt.timedelta(microseconds=1)) * 1_000
+        return self._new_day(ends - dt.timedelta(days=1)), ends_ns
+
+    def _begin_day(self, now: int) -> None:
+        """Count the highest equity anew. An equity of nothing is no peak to lose from: the old one stays then."""
+        days = 1 + (now - self._day_ends_ns) // (DAY_SECONDS * NS_PER_SECOND)
+        self._day_ends_ns += days * DAY_SECONDS * NS_PER_SECOND
+        self._days.append(self._day)
+        equity = self._balance_usd + self._book.open_usd
+        if equity > 0:
+            self._raise_peak(equity)
+        began = dt.datetime.fromisoformat(self._day.day) + dt.timedelta(days=days)
+        self._day = self._new_day(began)
+        say("info", "a day of the account began", account=self.account, day=self._day.day, peak_usd=self._peak_usd)
+
+    def _new_day(self, began: dt.datetime) -> DayRecord:
+        equity = self._balance_usd + self._book.open_usd
+        return DayRecord(day=began.isoformat(), peak_equity_usd=self._peak_usd, lowest_equity_usd=equity)
+
+    def _count_of(self, level: AlertLevel) -> dict[str, int]:
+        return {measure: self._counts[(measure, level.value)] for measure in _KINDS}
+
+    # ---- what follows; no lock is held
+
+    def _act(self, before: AccountState, after: AccountState, found: tuple[Finding, ...], bad: str | None) -> None:
+        breaker = self.circuit_breaker
+        try:
+            self._next_look_ns = self._now() + BREAKER_LOOK_NS
+            breaker.tick()
+            if bad is None:
+                self._note_levels(found, after)
+            else:
+                effects = breaker.bad_reading(ReasonClass.DATA, f"a tick cannot be trusted: {bad}", {"tick": bad})
+                self._froze(effects, MONITOR_ERROR, bad, {}, after)
+            for finding in found:
+                if finding.level is AlertLevel.CRITICAL:
+                    figures = {"value": finding.value, "limit": finding.limit, "equity_usd": after.equity}
+                    effects = breaker.bad_reading(_KINDS[finding.measure], finding.sentence, figures)
+                    self._froze(effects, finding.measure, finding.sentence, figures, after)
+            if breaker.restricted and bad is None:
+                breaker.good_reading(ReasonClass.DATA)
+                reached = {finding.measure for finding in found}
+                for measure, kind in _KINDS.items():
+                    if measure not in reached:
+                        breaker.good_reading(kind)
+            self._note_engagement(before, after)
+        except Exception as error:  # noqa: BLE001 - a monitor that fails is a breach
+            self._engage_unknown(f"the account monitor failed: {error!r}")
+
+    def _engage_unknown(self, reason: str) -> None:
+        if self.circuit_breaker.engage(reason, {"account": self.account}, kind=ReasonClass.UNKNOWN):
+            self._pass_on(MONITOR_ERROR, reason, {}, self._last)
+
+    def _froze(
+        self, effects: tuple[Any, ...], cause: str, reason: str, figures: Mapping[str, Any], after: AccountState
+    ) -> None:
+        if any(effect.what == "latched" for effect in effects):
+            self._pass_on(cause, reason, figures, after)
+
+    def _pass_on(self, cause: str, reason: str, figures: Mapping[str, Any], after: AccountState) -> None:
+        self._counter.labels(reason="limit_violation").inc()
+        metadata = {
+            "cause": cause,
+            "account": self.account,
+            **figures,
+            "equity_usd": after.equity,
+            "exposure_usd": after.total_exposure,
+            "drawdown_pct": after.drawdown_pct,
+            "alert_level": after.alert_level.value,
+        }
+        event = FreezeEvent(self._time(), "limit_violation", reason, metadata)
+        say("critical", "account monitor engaged the circuit breaker", **event.to_json())
+        if self._on_freeze is not None:
+            try:
+                self._on_freeze(event)
+            except Exception as error:  # noqa: BLE001 - whatever it raises, the breaker stands
+                say("error", "the kill could not be passed on", error=repr(error), reason=reason)
+
+    def _note_levels(self, found: tuple[Finding, ...], after: AccountState) -> None:
+        """Count and log every level that has been reached since it was last left."""
+        now = self._now()
+        interval_ns = self.limits.log_interval_seconds * NS_PER_SECOND
+        news: list[Finding] = []
+        with self._lock:
+            for finding in found:
+                if _RANK[finding.level] > _RANK[self._levels.get(finding.measure, _NORMAL)]:
+                    self._counts[(finding.measure, finding.level.value)] += 1
+                    name = f"{finding.measure} {finding.level.value}"
+                    self._day.first_at.setdefault(name, after.timestamp)
+                    if now - self._logged_ns.get(name, -(2**63)) >= interval_ns:
+                        self._logged_ns[name] = now
+                        news.append(finding)
+            self._levels = _levels(found)
+        for finding in news:
+            loud = "critical" if finding.level is AlertLevel.CRITICAL else "warning"
+            say(loud, "account level reached", account=self.account, reason=finding.sentence, **_account(after))
+
+    def _note_engagement(self, before: AccountState, after: AccountState) -> None:
+        breaker = self.circuit_breaker
+        if breaker.engagement == self._seen_engagement:
+            return
+        state = breaker.snapshot()
+        record = EngagementRecord(
+            engagement=state.engagement,
+            mode=state.mode.value,
+            causes={cause.kind.value: cause.reason for cause in state.causes},
+            before=before,
+            after=after,
+        )
+        with self._lock:
+            if state.engagement == self._seen_engagement:
+                return
+            self._seen_engagement = state.engagement
+            self._engagements += 1
+            self._records.append(record)
+        say("critical", "the account around an engagement", account=self.account, **finite_or_text(record.to_json()))
+
+    def _now(self) -> int:
+        """The time for what only spaces things out; a clock that fails stands still."""
+        try:
+            return self._clock()
+        except Exception:  # noqa: BLE001 - the tick that met it is a breach already
+            return self._next_look_ns
+
+    def _time(self) -> str:
+        try:
+            return self._wall_clock()
+        except Exception:  # noqa: BLE001 - a clock for people must not stop a kill
+            return "unknown"
+
+
+def _levels(found: tuple[Finding, ...]) -> dict[Measure, AlertLevel]:
+    return {finding.measure: finding.level for finding in found}
+
+
+def _account(state: AccountState) -> dict[str, Any]:
+    return {
+        "equity_usd": state.equity,
+        "exposure_usd": state.total_exposure,
+        "leverage": state.leverage,
+        "drawdown_pct": state.drawdown_pct,
+    }
+
+
+def _above_zero(value: object, name: str) -> float:
+    number = finite_number(value)
+    if number is None or number <= 0.0:
+        raise ValueError(f"{name} is {value!r}, not a finite number above 0")
+    return number

@@ -1,0 +1,92 @@
+"""The levels that an account is held against: pure."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from typing import Final, Literal, NamedTuple
+
+from agents.risk.account_limits import AccountLimits
+from agents.risk.account_state import AlertLevel
+
+LEVEL_TOLERANCE: Final = 1e-9
+"""A share or a number of times this close below a level counts as at it: rounding of floats errs towards stopping."""
+
+Measure = Literal["drawdown", "leverage"]
+
+
+class Finding(NamedTuple):
+    """One level that an account has reached.
+
+    Attributes:
+        measure: what is measured.
+        level: ``WARNING`` or ``CRITICAL``.
+        value: share of the day's highest equity, or number of times the equity; infinite when no equity is left.
+        limit: the level, in the same unit.
+        sentence: for people.
+    """
+
+    measure: Measure
+    level: AlertLevel
+    value: float
+    limit: float
+    sentence: str
+
+
+def drawdown_ratio(equity_usd: float, peak_usd: float) -> float:
+    """Share of the peak that is lost; 1.0 when there is neither peak nor equity."""
+    return (peak_usd - equity_usd) / peak_usd if peak_usd > 0 else float(equity_usd <= 0)
+
+
+def true_leverage(exposure_usd: float, equity_usd: float) -> float:
+    """Exposure over equity; infinite when something is held and no equity is left, 0 when nothing is held."""
+    if exposure_usd == 0:
+        return 0.0
+    return exposure_usd / equity_usd if equity_usd > 0 else math.inf
+
+
+def findings(equity_usd: float, peak_usd: float, exposure_usd: float, limits: AccountLimits) -> tuple[Finding, ...]:
+    """Return every measure that has reached a level, with the highest level that it has reached.
+
+    A figure that is not a number has reached the hard level: it cannot be told to be below it.
+
+    Args:
+        equity_usd: balance and open profit and loss.
+        peak_usd: highest equity of the day.
+        exposure_usd: sum of absolute positions.
+        limits: the levels.
+    """
+    lost = drawdown_ratio(equity_usd, peak_usd)
+    times = true_leverage(exposure_usd, equity_usd)
+    found = []
+    hard, warning = limits.max_daily_drawdown, limits.drawdown_warning
+    if not lost < hard - LEVEL_TOLERANCE or not equity_usd > 0:
+        text = f"drawdown {lost:.4%} of the day's highest equity {peak_usd:.2f} USD, at or above the limit {hard:.4%}"
+        found.append(Finding("drawdown", AlertLevel.CRITICAL, lost, hard, text))
+    elif not lost < warning - LEVEL_TOLERANCE:
+        text = f"drawdown {lost:.4%} of the day's highest equity {peak_usd:.2f} USD, warning from {warning:.4%} on"
+        found.append(Finding("drawdown", AlertLevel.WARNING, lost, warning, text))
+    hard, warning = limits.max_account_leverage, limits.leverage_warning
+    if not times < hard - LEVEL_TOLERANCE:
+        text = f"leverage {times:.4g}x of the equity {equity_usd:.2f} USD, at or above the limit {hard:g}x"
+        found.append(Finding("leverage", AlertLevel.CRITICAL, times, hard, text))
+    elif not times < warning - LEVEL_TOLERANCE:
+        text = f"leverage {times:.4g}x of the equity {equity_usd:.2f} USD, warning from {warning:g}x on"
+        found.append(Finding("leverage", AlertLevel.WARNING, times, warning, text))
+    return tuple(found)
+
+
+def surely_normal_equity(peak_usd: float, limits: AccountLimits) -> float:
+    """Equity strictly above this has no finding about drawdown."""
+    return peak_usd * (1.0 - limits.drawdown_warning + 2 * LEVEL_TOLERANCE)
+
+
+def surely_normal_leverage(limits: AccountLimits) -> float:
+    """Exposure strictly below this many times the equity has no finding about leverage."""
+    return limits.leverage_warning - 2 * LEVEL_TOLERANCE
+
+
+def next_day_start(now: dt.datetime, starts: dt.time) -> dt.datetime:
+    """The next moment after ``now``, which is in UTC, that a day begins at."""
+    today = dt.datetime.combine(now.date(), starts)
+    return today if today > now else today + dt.timedelta(days=1)

@@ -1,0 +1,206 @@
+"""Limits by symbol, by time of day and by volatility: they only ever tighten the two limits of a monitor.
+
+What is not known is as tight as it can be: a session clock that fails or says nonsense takes the tightest session, a
+volatility that never came, is not a number or is too old takes the tightest step.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from collections.abc import Callable
+from decimal import Decimal
+from itertools import pairwise
+from typing import Annotated, NamedTuple
+
+from pydantic import Field
+
+from agents.risk.exact import EXACT, exact
+from agents.risk.order_inputs import finite_number, is_name
+from agents.risk.policy_settings import Section, SymbolName
+from killswitch.clock import NowNs, now_ns
+
+MINUTES_PER_DAY = 1_440
+MAX_SYMBOLS = 10_000
+MAX_STEPS = 100
+
+SESSION_LOOK_MS = 50
+"""How long one answer of the session clock is taken for the present."""
+
+MinuteOfDay = Callable[[], float]
+"""Minutes since midnight in the calendar of the venue, 0 to below 1440."""
+
+_NANOSECONDS_PER_MS = 1_000_000
+
+_Percent = Annotated[int, Field(strict=True, ge=0, le=100)]
+_Usd = Annotated[float, Field(strict=True, gt=0)]
+
+
+class SessionStep(Section):
+    """From a time of day on, how much of the limits holds."""
+
+    from_minute: Annotated[int, Field(strict=True, ge=0, lt=MINUTES_PER_DAY)] = Field(
+        ..., description="Minutes since midnight on the session clock: 570 is half past nine."
+    )
+    limit_pct: _Percent = Field(..., description="Per cent of both limits; 0 lets nothing grow.")
+
+
+class VolatilityStep(Section):
+    """Up to a volatility, how much of the symbol's limit holds."""
+
+    up_to_ratio: Annotated[float, Field(strict=True, gt=0)] = Field(
+        ..., description="Ratio: 0.02 is two per cent. The step holds up to and with this volatility."
+    )
+    limit_pct: _Percent = Field(..., description="Per cent of the symbol's limit; 0 lets nothing grow.")
+
+
+class LimitScheduleSettings(Section):
+    """Limits by symbol, by time of day and by volatility. All of them tighten; of several the tightest holds."""
+
+    symbol_max_inventory_usd: dict[SymbolName, _Usd] = Field(
+        default_factory=dict,
+        description="USD. Limits of single symbols; where the monitor's own limit is lower, that one holds.",
+        max_length=MAX_SYMBOLS,
+    )
+    sessions: tuple[SessionStep, ...] = Field(
+        (), description="By time of day, earliest first; the last one goes on past midnight.", max_length=MAX_STEPS
+    )
+    volatility: tuple[VolatilityStep, ...] = Field(
+        (), description="By volatility of the symbol, calmest first; above the last the last percentage holds.",
+        max_length=MAX_STEPS,
+    )  # fmt: skip
+    volatility_max_age_ms: Annotated[int, Field(strict=True, gt=0)] = Field(
+        60_000, description="Milliseconds. An older volatility counts as unknown: the tightest step holds."
+    )
+
+    def faults(self) -> list[str]:
+        """Return one sentence for each list that is not in order."""
+        faults = []
+        if any(later.from_minute <= earlier.from_minute for earlier, later in pairwise(self.sessions)):
+            faults.append("sessions: the times must grow from step to step")
+        if any(later.up_to_ratio <= earlier.up_to_ratio for earlier, later in pairwise(self.volatility)):
+            faults.append("volatility: the ratios must grow from step to step")
+        if any(later.limit_pct > earlier.limit_pct for earlier, later in pairwise(self.volatility)):
+            faults.append("volatility: a higher volatility must not loosen the limit")
+        return faults
+
+
+class EffectiveLimits(NamedTuple):
+    """The two limits as they are at one moment, in USD; the exact ones decide, the floats are for quick looks."""
+
+    symbol_usd: float
+    total_usd: float
+    exact_symbol_usd: Decimal
+    exact_total_usd: Decimal
+
+
+class LimitSchedule:
+    """The limits of each symbol at this moment. Thread-safe.
+
+    Args:
+        settings: how the limits tighten.
+        session_clock: the time of day; needed when there are sessions.
+        clock: nanoseconds, for the age of a volatility.
+
+    Raises:
+        ValueError: there are sessions and no session clock.
+
+    Attributes:
+        symbol_limits_usd: limits of single symbols, in USD.
+    """
+
+    def __init__(
+        self, settings: LimitScheduleSettings, *, session_clock: MinuteOfDay | None = None, clock: NowNs = now_ns
+    ) -> None:
+        if settings.sessions and session_clock is None:
+            raise ValueError("limits by time of day need a session clock; none was given")
+        self.symbol_limits_usd = dict(settings.symbol_max_inventory_usd)
+        self._session_clock = session_clock
+        self._session_from = tuple(float(step.from_minute) for step in settings.sessions)
+        self._session_pct = tuple(step.limit_pct for step in settings.sessions)
+        self._tightest_session = min(self._session_pct, default=100)
+        self._ratios = tuple(step.up_to_ratio for step in settings.volatility)
+        self._volatility_pct = tuple(step.limit_pct for step in settings.volatility)
+        self._tightest_volatility = min(self._volatility_pct, default=100)
+        self._session_now = self._tightest_session
+        self._session_from_ns = self._session_until_ns = 0
+        self._max_age_ns = settings.volatility_max_age_ms * _NANOSECONDS_PER_MS
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._volatility: dict[str, tuple[int, int]] = {}  # per cent, and when it was said
+
+    def on_volatility(self, symbol: str, ratio: float) -> None:
+        """Take in the volatility of a symbol; what cannot be one counts as unknown. Never raises.
+
+        Args:
+            symbol: name of the instrument.
+            ratio: 0.02 for two per cent; the same measure as in the settings.
+        """
+        if not is_name(symbol):
+            return
+        number = finite_number(ratio)
+        try:
+            at_ns = int(self._clock())
+        except Exception:  # noqa: BLE001 - a clock that fails leaves its age unknown
+            number, at_ns = None, 0
+        with self._lock:
+            if number is None or number < 0.0 or not self._ratios:
+                self._volatility.pop(symbol, None)
+                return
+            if symbol not in self._volatility and len(self._volatility) >= MAX_SYMBOLS:
+                return  # one symbol too many stays unknown, and so at its tightest
+            step = 0
+            while step < len(self._ratios) - 1 and number > self._ratios[step]:
+                step += 1
+            self._volatility[symbol] = (self._volatility_pct[step], at_ns)
+
+    def percent(self, symbol: str) -> tuple[int, int]:
+        """How much of the symbol's limit and of the total limit holds now, in per cent. Never raises.
+
+        The session clock is asked again after :data:`SESSION_LOOK_MS`, not at every order.
+        """
+        try:
+            now_ns = self._clock()
+            if not self._session_from_ns <= now_ns < self._session_until_ns:
+                self._session_now = self._session_percent()
+                self._session_until_ns = now_ns + SESSION_LOOK_MS * _NANOSECONDS_PER_MS
+                self._session_from_ns = now_ns
+            session = self._session_now
+            if not self._volatility_pct:
+                return session, session
+            known = self._volatility.get(symbol)
+            if known is not None and 0 <= now_ns - known[1] <= self._max_age_ns:
+                volatile = known[0]
+            else:
+                volatile = self._tightest_volatility
+        except Exception:  # noqa: BLE001 - a clock that fails leaves every age unknown
+            return min(self._tightest_session, self._tightest_volatility), self._tightest_session
+        return (volatile if volatile < session else session), session
+
+    def limits(self, symbol: str, symbol_usd: float, total_usd: float) -> EffectiveLimits:
+        """The two limits of a symbol as they are now, from those of the monitor. Never raises."""
+        symbol_pct, total_pct = self.percent(symbol)
+        own = self.symbol_limits_usd.get(symbol)
+        base = symbol_usd if own is None or own > symbol_usd else own
+        return EffectiveLimits(
+            base * symbol_pct / 100.0,
+            total_usd * total_pct / 100.0,
+            _part(base, symbol_pct),
+            _part(total_usd, total_pct),
+        )
+
+    def _session_percent(self) -> int:
+        if not self._session_pct:
+            return 100
+        try:
+            minute = self._session_clock() if self._session_clock is not None else -1.0
+            if not 0.0 <= minute < MINUTES_PER_DAY:
+                return self._tightest_session
+            # Before the first step of the day the last one of the day before goes on: index -1.
+            return self._session_pct[bisect_right(self._session_from, minute) - 1]
+        except Exception:  # noqa: BLE001 - a session clock that fails leaves the time of day unknown
+            return self._tightest_session
+
+
+def _part(usd: float, percent: int) -> Decimal:
+    return EXACT.multiply(exact(usd), Decimal(percent).scaleb(-2))

@@ -1,0 +1,182 @@
+"""Positions and working orders together: what would be held if the worst subset of the working orders filled.
+
+The worth of an outcome is its signed notional: the position at its price plus or minus every filled order at the
+order's own price. The worst over all subsets is then, for each symbol, the larger of "position and all buys" and "all
+sells less the position". The total is the sum of the worst of every symbol. Everything is exact, and every event costs
+the same however many symbols are held and however many orders work.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+from agents.risk.exact import EXACT, ZERO
+from agents.risk.position_book import Held, PositionBook
+from agents.risk.working_orders import MAX_UNBOOKED, SymbolWork, WorkingOrder, WorkingOrders
+
+MAX_QUICK_EVENTS = 50_000
+"""After so many new orders everything is made exact, whatever else happens, so that roundings cannot add up."""
+
+
+class PotentialBook:
+    """Positions, reservations, and the total of the worst cases. It has no lock: its owner's lock guards it.
+
+    Everything exact wants :meth:`book` first; the floats hold at every moment, to within a rounding.
+
+    Attributes:
+        positions: what is held.
+        working: what may still fill.
+        exact_total_usd: sum over symbols of the worst case, each position at its last fill.
+        total_usd: the same as a float.
+    """
+
+    __slots__ = ("_ahead", "_extra_usd", "_quick_events", "exact_total_usd", "positions", "total_usd", "working")
+
+    def __init__(self, max_working_orders: int) -> None:
+        """Start flat, with nothing working."""
+        self.positions = PositionBook()
+        self.working = WorkingOrders(max_working_orders)
+        self._extra_usd = ZERO
+        self._quick_events = 0
+        self._ahead = 0.0  # how far the float of the total is ahead of the exact one, which does not know some orders
+        self.exact_total_usd = ZERO
+        self.total_usd = 0.0
+
+    def reserve(self, client_order_id: str, symbol: str, sign: int, qty: float, price: float) -> None:
+        """Count an order whose id is new: in floats at once, exactly at the next :meth:`book`."""
+        work = self.working.add(client_order_id, symbol, sign, qty, price)
+        self._adjust(symbol, work)
+        self._quick_events += 1
+        if len(self.working.unbooked) > MAX_UNBOOKED:
+            self._book_oldest()
+        if self._quick_events >= MAX_QUICK_EVENTS:
+            self.book()
+
+    def release(self, client_order_id: str) -> WorkingOrder | None:
+        """The order is over. ``None`` for an unknown id."""
+        order = self.working.remove(client_order_id)
+        if order is not None:
+            work = self.working.by_symbol[order.symbol]
+            if work.unbooked:
+                self._adjust(order.symbol, work)
+            else:
+                self._refresh(order.symbol)
+        return order
+
+    def _adjust(self, symbol: str, work: SymbolWork) -> None:
+        """Bring the floats of a symbol and of the total to what its sums of floats are now."""
+        held = self.positions.held.get(symbol)
+        buys_usd, sells_usd = work.buys.usd, work.sells.usd
+        if held is not None:
+            if held.quantity > 0:
+                sells_usd -= 2.0 * held.notional
+            else:
+                buys_usd -= 2.0 * held.notional
+        extra = buys_usd if buys_usd > sells_usd else sells_usd
+        extra = max(extra, 0.0)
+        more = extra - work.extra
+        self._ahead += more
+        self.total_usd += more
+        work.extra = extra
+
+    def book(self) -> None:
+        """Bring everything exact up to date, and the floats to what it says."""
+        while self.working.unbooked:
+            self._book_oldest()
+        self._quick_events = 0
+
+    def _book_oldest(self) -> None:
+        symbol = self.working.book_oldest()
+        if symbol is not None:
+            self._refresh(symbol)
+
+    def fill(self, symbol: str, change: Decimal, price: float, client_order_id: str | None) -> bool:
+        """Add a fill and take it out of its order's reservation, in one step.
+
+        Returns:
+            False, and nothing has changed, when the position is more than can be held.
+        """
+        self.book()
+        if not self.positions.add(symbol, change, price):
+            return False
+        if client_order_id is not None:
+            order = self.working.fill(client_order_id, change.copy_abs())
+            # A fill that is told in another symbol than was ordered still uses its order up.
+            if order is not None and order.symbol != symbol:
+                self._refresh(order.symbol)
+        self._refresh(symbol)
+        return True
+
+    def amend(self, client_order_id: str, quantity: Decimal, price: Decimal) -> None:
+        """Count the larger of before and after. The id is known."""
+        self.book()
+        self.working.amend(client_order_id, quantity, price)
+        self._refresh(self.working.orders[client_order_id].symbol)
+
+    def settle(self, client_order_id: str, *, accepted: bool) -> WorkingOrder | None:
+        """The venue has answered an amendment. ``None`` for an unknown id."""
+        self.book()
+        order = self.working.settle(client_order_id, accepted=accepted)
+        if order is not None:
+            self._refresh(order.symbol)
+        return order
+
+    def replace_position(self, symbol: str, quantity: Decimal, price: float) -> None:
+        """Set one position, as a saved state says it."""
+        self.book()
+        self.positions.replace(symbol, quantity, price)
+        self._refresh(symbol)
+
+    def replace_working(self, working: WorkingOrders) -> None:
+        """Take over all reservations of a saved state."""
+        self.working = working
+        self._extra_usd = ZERO
+        self._ahead = 0.0
+        for work in working.by_symbol.values():
+            work.extra_usd, work.extra = ZERO, 0.0
+        for symbol in tuple(working.by_symbol):
+            self._refresh(symbol)
+        self._total()
+
+    def clear_positions(self) -> None:
+        """Forget every position; what works still counts."""
+        self.book()
+        self.positions.clear()
+        self.replace_working(self.working)
+
+    def worst_usd(self, symbol: str) -> Decimal:
+        """The worst case of one symbol, exactly; after :meth:`book`."""
+        held, work = self.positions.held.get(symbol), self.working.by_symbol.get(symbol)
+        usd = held.exact_notional if held else ZERO
+        return EXACT.add(usd, work.extra_usd) if work else usd
+
+    def _refresh(self, symbol: str) -> None:
+        """Bring the total to what the symbol's worst case is now."""
+        work = self.working.by_symbol.get(symbol)
+        if work is not None:
+            extra, before = _extra(self.positions.held.get(symbol), work), work.extra_usd
+            if extra != work.extra_usd:
+                self._extra_usd = EXACT.add(self._extra_usd, EXACT.subtract(extra, work.extra_usd))
+                work.extra_usd = extra
+            if work.unbooked == 0:
+                self._ahead -= work.extra - float(before)
+                work.extra = float(extra)
+            self.working.forget_if_empty(symbol)
+        self._total()
+
+    def _total(self) -> None:
+        self.exact_total_usd = EXACT.add(self.positions.exact_total_usd, self._extra_usd)
+        if not self.working.unbooked:
+            self._ahead = 0.0
+        self.total_usd = float(self.exact_total_usd) + self._ahead
+
+
+def _extra(held: Held | None, work: SymbolWork) -> Decimal:
+    """How far the worst case lies above what is held; never below 0."""
+    if held is None:
+        return max(work.buys.exact_usd, work.sells.exact_usd)
+    along, against = (work.buys, work.sells) if held.quantity > 0 else (work.sells, work.buys)
+    # Everything on the position's own side fills and nothing else, or everything on the other side fills and turns it
+    # into a larger one of the other sign.
+    turned = EXACT.subtract(against.exact_usd, EXACT.add(held.exact_notional, held.exact_notional))
+    return max(along.exact_usd, turned)

@@ -1,0 +1,452 @@
+"""All pre-trade controls of one process, in one place and in a stated order.
+
+The order, cheap ones first; the first that refuses is told:
+
+1. the order makes sense: a name, a side, numbers (always);
+2. ``clock_stepped``: the clock has not gone back (always);
+3. permitted symbols; 4. size and value; 5. repeated executions; 6. counts of the day; 7. health of the prices;
+8. price collar; 9. message throttle; 10. duplicates; each only where the settings have it;
+11. the user's own rules, in the order in which they were given;
+12. the monitor: frozen, limits per symbol and in total, working orders; it reserves in the same step.
+
+A cancel is never asked (A CANCEL ALWAYS PASSES): it is only counted, and for that it waits for no order.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from prometheus_client import REGISTRY, CollectorRegistry
+
+from agents.risk.events import MONITOR_ERROR
+from agents.risk.input_health import InputHealth
+from agents.risk.limits import OrderRefused, RefusalKind
+from agents.risk.order_inputs import plain_sign, read_order
+from agents.risk.order_simulation import OrderSimulation
+from agents.risk.pretrade.daily_counts import CalendarDay, DailyCounts
+from agents.risk.pretrade.duplicate_orders import DuplicateOrders
+from agents.risk.pretrade.guarded_rule import GuardedRule
+from agents.risk.pretrade.message_throttle import MessageThrottle
+from agents.risk.pretrade.order import CountingControl, PretradeOrder, PretradeRule
+from agents.risk.pretrade.order_size import OrderSize
+from agents.risk.pretrade.permitted_symbols import PermittedSymbols
+from agents.risk.pretrade.price_collar import PriceCollar
+from agents.risk.pretrade.refusal_counter import refusal_counter
+from agents.risk.pretrade.repeated_executions import RepeatedExecutions
+from agents.risk.pretrade.working_order_limits import WorkingOrderLimits
+from agents.risk.pretrade_settings import PreTradeSettings, Severity
+from agents.risk.runtime_monitor import RuntimeRiskMonitor
+from killswitch.clock import NowNs, now_ns
+
+PERSIST_VERSION = 1
+
+_NANOSECONDS_PER_MS = 1_000_000
+_Refuses = Callable[[PretradeOrder], OrderRefused | None]
+
+
+class PreTradeControls:
+    """Asks every control before an order is sent. All methods may be called from any thread.
+
+    Use :meth:`admit` just before sending; then :meth:`on_fill`, and :meth:`release` when the order is over or was not
+    sent. Feed :meth:`on_quote` or :meth:`on_price` where the settings ask for prices.
+
+    Args:
+        settings: which controls there are.
+        monitor: limits and reservations; every order that passes is reserved there.
+        day: the calendar that counts of the day run by; needed with ``settings.daily``.
+        rules: rules of the user's own.
+        clock: nanoseconds; read once at the beginning of a check and once at its end.
+        registry: where ``killswitch_orders_refused_total`` is counted; the process's default registry when ``None``.
+
+    Raises:
+        ValueError: there are counts of the day and no calendar.
+
+    Attributes:
+        monitor: the monitor.
+        refused: orders refused, by kind.
+    """
+
+    def __init__(
+        self,
+        settings: PreTradeSettings,
+        *,
+        monitor: RuntimeRiskMonitor,
+        day: CalendarDay | None = None,
+        rules: Sequence[PretradeRule] = (),
+        clock: NowNs = now_ns,
+        registry: CollectorRegistry | None = None,
+    ) -> None:
+        self.monitor = monitor
+        self.refused: Counter[RefusalKind] = Counter()
+        self._settings = settings
+        self._clock = clock
+        self._budget_ns = int(settings.control_budget_ms * _NANOSECONDS_PER_MS)
+        self._refused_total = refusal_counter(registry if registry is not None else REGISTRY)
+        self._lock = threading.Lock()
+        self._refused_lock = threading.Lock()
+        self._last_ns = -(2**63)
+        self._repeated = _made(RepeatedExecutions, settings.repeated_executions)
+        self._daily: DailyCounts | None = None
+        if settings.daily is not None:
+            if day is None:
+                raise ValueError("counts of the day need a calendar; pass day=, such as datetime.date.today")
+            self._daily = DailyCounts(settings.daily, day, reduces=self._reduces)
+        collar = settings.price_collar
+        self._health: InputHealth | None = None
+        if settings.input_health is not None:
+            window_ms = collar.window_ms if collar is not None else 60_000
+            self._health = InputHealth(settings.input_health, clock=clock, window_ms=window_ms)
+        self._watched = self._health.prices if self._health is not None else {}
+        throttle = _made(MessageThrottle, settings.throttle)
+        duplicates = _made(DuplicateOrders, settings.duplicates)
+        # In the stated order; one that is off is a look that refuses nothing.
+        self._looks = (
+            _look(_made(PermittedSymbols, settings.permitted_symbols)),
+            _look(_made(OrderSize, settings.order_size)),
+            _look(self._repeated),
+            _look(self._daily),
+            _look(self._health),
+            _look(_made(PriceCollar, collar)),
+            _look(throttle),
+            _look(duplicates),
+        )
+        self._counting: tuple[CountingControl, ...] = tuple(
+            control for control in (self._daily, throttle, duplicates) if control is not None
+        )
+        self._counts = tuple(control.count for control in self._counting)
+        self._rules = tuple(GuardedRule(rule, clock=clock, budget_ms=settings.control_budget_ms) for rule in rules)
+        if settings.working_orders is not None:
+            monitor.limit_working_orders(WorkingOrderLimits(settings.working_orders))
+
+    # ---- before an order
+
+    def admit(
+        self,
+        client_order_id: str,
+        symbol: str,
+        side: str,
+        qty: float,
+        price: float | None = None,
+        *,
+        strategy: str | None = None,
+    ) -> OrderRefused | None:
+        """Ask every control, and when all let the order pass, count it and reserve it. Never raises.
+
+        Args:
+            client_order_id: the order's own id.
+            symbol: name of the instrument.
+            side: ``buy`` or ``sell``, in lower, upper or title case.
+            qty: quantity, greater than 0.
+            price: USD, greater than 0; ``None`` for a market order.
+            strategy: whose order it is.
+
+        Returns:
+            ``None`` when it may be sent now; else why not, with the figures. Refusals are counted; a fault of an input
+            or of a control freezes the monitor where the settings say so.
+        """
+        order = self._read(symbol, side, qty, price, strategy, amends=False)
+        if isinstance(order, OrderRefused):
+            return self._count_refusal(order)
+        refusal = self._pass(order, counting=True)
+        if refusal is None:
+            refusal = self.monitor.reserve(client_order_id, symbol, side, qty, price)
+            if refusal is None:
+                return None
+            self._take_back(order)
+        return self._count_refusal(refusal)
+
+    def admit_amend(
+        self, client_order_id: str, qty: float, price: float | None = None, *, strategy: str | None = None
+    ) -> OrderRefused | None:
+        """As :meth:`admit` for a change of an order that is reserved.
+
+        Afterwards tell ``monitor.settle_amend`` what the venue has answered.
+
+        Args:
+            client_order_id: the order's id.
+            qty: the whole quantity that it is to have, filled parts included.
+            price: USD; as before when ``None``.
+            strategy: whose order it is.
+        """
+        known = self.monitor.reserved(client_order_id)
+        if known is None:
+            sentence = f"no order with the id {client_order_id!r} works"
+            return self._count_refusal(OrderRefused("unknown_order", None, None, "", sentence))
+        symbol, side, old_price = known
+        new_price = old_price if price is None else price
+        order = self._read(symbol, side, qty, new_price, strategy, amends=True)
+        if isinstance(order, OrderRefused):
+            return self._count_refusal(order)
+        refusal = self._pass(order, counting=True)
+        if refusal is None:
+            refusal = self.monitor.amend(client_order_id, qty, price)
+            if refusal is None:
+                return None
+            self._take_back(order)
+        return self._count_refusal(refusal)
+
+    def explain_order(
+        self, symbol: str, side: str, qty: float, price: float | None = None, *, strategy: str | None = None
+    ) -> OrderRefused | None:
+        """Return the first refusal that an order would meet, ``None`` when it would pass. Counts nothing."""
+        order = self._read(symbol, side, qty, price, strategy, amends=False)
+        if isinstance(order, OrderRefused):
+            return order
+        refusal = self._pass(order, counting=False)
+        if refusal is not None:
+            return refusal
+        monitor = self.monitor
+        if order.price is not None and monitor.surely_passes(order.symbol, order.sign, order.qty, order.price):
+            return None
+        return monitor.explain_order(symbol, side, qty, price)
+
+    def simulate_order(
+        self, symbol: str, side: str, qty: float, price: float | None = None, *, strategy: str | None = None
+    ) -> OrderSimulation:
+        """Work out everything that would refuse an order, and its figures, without any side effect."""
+        simulated = self.monitor.simulate_order(symbol, side, qty, price)
+        order = self._read(symbol, side, qty, price, strategy, amends=False)
+        if isinstance(order, OrderRefused):
+            return simulated
+        refusals: list[OrderRefused] = []
+        with self._lock:
+            try:
+                order.now_ns, order.watched = int(self._clock()), self._watched.get(order.symbol)
+                stepped = order.now_ns < self._last_ns
+            except Exception as error:  # noqa: BLE001 - a clock that fails leaves every age unknown
+                refusals.append(_fault(symbol, f"the clock raised {error!r}"))
+            else:
+                refusals.extend([_stepped(order, self._last_ns)] if stepped else [])
+                refusals.extend(self._look_at_all(order))
+        refusals.extend(refusal for rule in self._rules if (refusal := rule.refuses(order)) is not None)
+        return replace(
+            simulated, refusals=(*refusals, *simulated.refusals), warnings=() if refusals else simulated.warnings
+        )
+
+    def _look_at_all(self, order: PretradeOrder) -> list[OrderRefused]:
+        """Every refusal of every control. The lock is held."""
+        found = []
+        for refuses in self._looks:
+            try:
+                refusal = refuses(order)
+            except Exception as error:  # noqa: BLE001 - whatever it raises, its answer is unknown
+                refusal = _raised(order, error)
+            if refusal is not None:
+                found.append(refusal)
+        return found
+
+    def _read(
+        self, symbol: str, side: str, qty: float, price: float | None, strategy: str | None, *, amends: bool
+    ) -> PretradeOrder | OrderRefused:
+        sign = plain_sign(symbol, side, qty, 1.0 if price is None else price)
+        if sign:
+            return PretradeOrder(symbol, sign, qty, price, strategy or "", amends)
+        read = read_order(symbol, side, qty, price)
+        if isinstance(read, OrderRefused):
+            return read
+        return PretradeOrder(str(read.symbol), read.sign, float(read.quantity), read.price, str(strategy or ""), amends)
+
+    def _pass(self, order: PretradeOrder, *, counting: bool) -> OrderRefused | None:
+        """Ask everything but the monitor; count the order when all let it pass."""
+        with self._lock:
+            try:
+                # The clock is read with the lock held, so that it cannot seem to go back between two threads.
+                began_ns = order.now_ns = self._clock()
+                order.watched = self._watched.get(order.symbol)
+                if began_ns < self._last_ns:
+                    return _stepped(order, self._last_ns)
+                # A call for each and no loop: Python remembers at each call what it calls, and so calls it faster.
+                permitted, size, repeated, daily, health, collar, throttle, duplicates = self._looks
+                refusal = (
+                    permitted(order)
+                    or size(order)
+                    or repeated(order)
+                    or daily(order)
+                    or health(order)
+                    or collar(order)
+                    or throttle(order)
+                    or duplicates(order)
+                )
+                if refusal is not None:
+                    return refusal
+                ended_ns = self._clock()
+                if not 0 <= ended_ns - began_ns <= self._budget_ns:
+                    return self._overrun(order, ended_ns - began_ns)
+                if counting:
+                    self._last_ns = ended_ns
+                    for count in self._counts:
+                        count(order)
+            except Exception as error:  # noqa: BLE001 - whatever it raises, the answer is unknown
+                return _raised(order, error)
+        for rule in self._rules:
+            refusal = rule.refuses(order)
+            if refusal is not None:
+                if counting:
+                    self._take_back(order)
+                return refusal
+        return None
+
+    def _reduces(self, order: PretradeOrder) -> bool:
+        return self.monitor.would_reduce(order.symbol, "buy" if order.sign > 0 else "sell", order.qty)
+
+    def _take_back(self, order: PretradeOrder) -> None:
+        with self._lock:
+            for control in self._counting:
+                control.take_back(order)
+
+    def _overrun(self, order: PretradeOrder, took_ns: int) -> OrderRefused:
+        limit_ms, took_ms = self._settings.control_budget_ms, took_ns / _NANOSECONDS_PER_MS
+        sentence = f"{order.symbol}: the controls took {took_ms:.3f} ms, and {limit_ms:g} ms are allowed"
+        return OrderRefused("control_overrun", limit_ms, took_ms, order.symbol, sentence, "ms")
+
+    def _count_refusal(self, refusal: OrderRefused) -> OrderRefused:
+        with self._refused_lock:
+            self.refused[refusal.kind] += 1
+        self._refused_total.labels(kind=refusal.kind).inc()
+        if self._severity_of(refusal.kind) == "freeze":
+            figures = {"cause": MONITOR_ERROR, "kind": refusal.kind, "limit": refusal.limit, "value": refusal.value}
+            self.monitor.freeze(refusal.sentence, refusal.symbol, trigger="limit_violation", metadata=figures)
+        return refusal
+
+    def _severity_of(self, kind: RefusalKind) -> Severity | None:
+        """What a refusal of this kind does beyond refusing; ``None`` when it is no fault."""
+        if kind == "control_error":
+            return self._settings.control_error
+        if kind == "control_overrun":
+            return self._settings.control_overrun
+        if kind == "clock_stepped":
+            return self._settings.clock_stepped
+        return self._health.severity_of(kind) if self._health is not None else None
+
+    # ---- what happens to an order
+
+    def on_fill(
+        self,
+        symbol: str,
+        side: str,
+        qty: float,
+        price: float,
+        *,
+        client_order_id: str | None = None,
+        strategy: str | None = None,
+    ) -> None:
+        """Pass a fill on to the monitor, and count it as an execution of its strategy."""
+        self.monitor.on_fill(symbol, side, qty, price, client_order_id=client_order_id)
+        if self._repeated is not None:
+            self._repeated.on_fill(strategy or "")
+
+    def release(self, client_order_id: str) -> bool:
+        """The order is over, or was not sent: it works no more. Messages and counts of the day stay counted.
+
+        Returns:
+            False when no such order works.
+        """
+        return self.monitor.release(client_order_id)
+
+    def on_cancel(self) -> None:
+        """A cancel was sent. Nothing was asked first, and nothing here can hold one up."""
+        if self._daily is not None:
+            self._daily.on_cancel()
+
+    def on_result(self, pnl_usd: float) -> None:
+        """A trade has ended with this profit or loss in USD; for the losses of the day."""
+        if self._daily is not None:
+            self._daily.on_result(pnl_usd)
+
+    # ---- what a person does
+
+    def enable(self, strategy: str, person: str, reason: str) -> bool:
+        """Let a strategy trade again that repeated executions have disabled; see :class:`RepeatedExecutions`.
+
+        Returns:
+            True when it was disabled.
+
+        Raises:
+            ValueError: nobody is named, no reason is given, or the person is not designated.
+        """
+        return self._repeated is not None and self._repeated.enable(strategy, person, reason)
+
+    def disabled_strategies(self) -> list[str]:
+        """The strategies that are disabled now."""
+        return [] if self._repeated is None else self._repeated.disabled()
+
+    # ---- prices
+
+    def on_price(self, symbol: str, price: float) -> None:
+        """Take in a mark or a last trade; see :class:`~agents.risk.input_health.InputHealth`."""
+        if self._health is not None:
+            self._health.on_price(symbol, price)
+
+    def on_quote(self, symbol: str, bid: float, ask: float) -> None:
+        """Take in a quote; likewise."""
+        if self._health is not None:
+            self._health.on_quote(symbol, bid, ask)
+
+    # ---- over a restart
+
+    def persist_to_dict(self) -> dict[str, Any]:
+        """Return what a restart must not forget, as JSON values: disabled strategies and the counts of the day.
+
+        Positions and working orders are the monitor's to persist. Throttle, duplicates and prices start anew.
+        """
+        return {
+            "v": PERSIST_VERSION,
+            "executions": None if self._repeated is None else self._repeated.to_json(),
+            "daily": None if self._daily is None else self._daily.to_json(),
+        }
+
+    def restore_from_dict(self, data: Mapping[str, Any]) -> None:
+        """Take over what :meth:`persist_to_dict` returned, where the settings have that control.
+
+        Raises:
+            ValueError: the data cannot be read; the monitor is frozen.
+        """
+        try:
+            if data["v"] != PERSIST_VERSION:
+                raise ValueError(f"version {data['v']!r} is not {PERSIST_VERSION}")  # noqa: TRY301 - one way out for all
+            if self._repeated is not None and data["executions"] is not None:
+                self._repeated.restore(data["executions"])
+            if self._daily is not None and data["daily"] is not None:
+                self._daily.restore(data["daily"])
+        except Exception as error:
+            sentence = f"the saved state of the pre-trade controls cannot be read, so the monitor is frozen: {error!r}"
+            self.monitor.freeze(sentence, trigger="limit_violation", metadata={"cause": MONITOR_ERROR})
+            raise ValueError(sentence) from error
+
+
+def _made(make: Callable[[Any], Any], settings: Any) -> Any:
+    return None if settings is None else make(settings)
+
+
+def _look(control: PretradeRule | None) -> _Refuses:
+    return _passes if control is None else control.refuses
+
+
+def _passes(_order: PretradeOrder) -> OrderRefused | None:
+    """The look of a control that is off."""
+    return None
+
+
+def _fault(symbol: object, what: str) -> OrderRefused:
+    return OrderRefused("control_error", None, None, str(symbol), f"{symbol}: {what}")
+
+
+def _raised(order: PretradeOrder, error: Exception) -> OrderRefused:
+    """Name the control that raised: the outermost one that was at work."""
+    at = error.__traceback__
+    while at is not None:
+        name = getattr(at.tb_frame.f_locals.get("self"), "name", None)
+        if isinstance(name, str):
+            return _fault(order.symbol, f"{name} raised {error!r}")
+        at = at.tb_next
+    return _fault(order.symbol, f"the clock raised {error!r}")
+
+
+def _stepped(order: PretradeOrder, last_ns: int) -> OrderRefused:
+    back_ms = (last_ns - order.now_ns) / _NANOSECONDS_PER_MS
+    sentence = f"{order.symbol}: the clock went back by {back_ms:.3f} ms, so no age and no rate can be told"
+    return OrderRefused("clock_stepped", 0.0, back_ms, order.symbol, sentence, "ms")

@@ -1,0 +1,110 @@
+"""Message throttle: so many new orders and so many amendments a second, in all and per symbol: RTS 6 Art. 15(1)(d).
+
+Each limit is a token bucket. It is kept as one whole number, the time at which the bucket will be full again (the
+generic cell rate algorithm), so it is exact, costs the same always, and takes 32 bytes a symbol. Cancels are not asked.
+"""
+
+from __future__ import annotations
+
+import math
+
+from agents.risk.limits import OrderRefused, RefusalKind
+from agents.risk.pretrade.order import PretradeOrder
+from agents.risk.pretrade_settings import ThrottleSettings
+
+MAX_THROTTLED_SYMBOLS = 100_000
+
+_NANOSECONDS_PER_S = 1_000_000_000
+
+
+class _Rate:
+    """One limit: the time that a message takes out of the bucket, and how far ahead of the clock it may run."""
+
+    __slots__ = ("ahead_ns", "interval_ns", "per_s")
+
+    def __init__(self, per_s: int, burst_s: float) -> None:
+        self.per_s = per_s
+        self.interval_ns = -(-_NANOSECONDS_PER_S // per_s)  # rounded up: never more than the limit
+        self.ahead_ns = (max(1, math.floor(per_s * burst_s)) - 1) * self.interval_ns
+
+
+class _Kind:
+    """The buckets of one kind of message."""
+
+    __slots__ = ("full_ns", "in_all", "of_symbol", "symbol_kind", "symbols_full_ns", "total_kind", "what")
+
+    def __init__(
+        self, in_all: _Rate | None, of_symbol: _Rate | None, kinds: tuple[RefusalKind, RefusalKind], what: str
+    ) -> None:
+        self.in_all, self.of_symbol = in_all, of_symbol
+        self.total_kind, self.symbol_kind = kinds
+        self.what = what
+        self.full_ns = 0
+        self.symbols_full_ns: dict[str, int] = {}
+
+
+class MessageThrottle:
+    """Refuses messages that come too fast."""
+
+    name = "message_throttle"
+
+    def __init__(self, settings: ThrottleSettings) -> None:
+        burst_s = settings.burst_s
+        self._orders = _Kind(
+            _rate(settings.orders_per_s, burst_s),
+            _rate(settings.symbol_orders_per_s, burst_s),
+            ("order_throttle", "order_throttle_symbol"),
+            "orders",
+        )
+        self._amends = _Kind(
+            _rate(settings.amends_per_s, burst_s),
+            _rate(settings.symbol_amends_per_s, burst_s),
+            ("amend_throttle", "amend_throttle_symbol"),
+            "amendments",
+        )
+
+    def refuses(self, order: PretradeOrder) -> OrderRefused | None:
+        """Refuse a message for which a bucket has no token."""
+        kind = self._amends if order.amends else self._orders
+        rate = kind.in_all
+        if rate is not None and kind.full_ns - order.now_ns > rate.ahead_ns:
+            return _too_fast(kind.total_kind, order.symbol, rate.per_s, f"{kind.what} a second over all symbols")
+        rate = kind.of_symbol
+        if rate is None:
+            return None
+        full_ns = kind.symbols_full_ns.get(order.symbol)
+        if full_ns is None:
+            if len(kind.symbols_full_ns) >= MAX_THROTTLED_SYMBOLS:
+                sentence = f"{order.symbol}: {MAX_THROTTLED_SYMBOLS} symbols have been traded, and no more are counted"
+                most = float(MAX_THROTTLED_SYMBOLS)
+                return OrderRefused("table_full", most, most + 1, order.symbol, sentence, "symbols")
+        elif full_ns - order.now_ns > rate.ahead_ns:
+            return _too_fast(kind.symbol_kind, order.symbol, rate.per_s, f"{kind.what} a second in one symbol")
+        return None
+
+    def count(self, order: PretradeOrder) -> None:
+        """Take a token from each bucket."""
+        kind, now_ns = self._amends if order.amends else self._orders, order.now_ns
+        if kind.in_all is not None:
+            full_ns = kind.full_ns
+            kind.full_ns = (full_ns if full_ns > now_ns else now_ns) + kind.in_all.interval_ns
+        if kind.of_symbol is not None:
+            full_ns = kind.symbols_full_ns.get(order.symbol, 0)
+            kind.symbols_full_ns[order.symbol] = (full_ns if full_ns > now_ns else now_ns) + kind.of_symbol.interval_ns
+
+    def take_back(self, order: PretradeOrder) -> None:
+        """Put the tokens back."""
+        kind = self._amends if order.amends else self._orders
+        if kind.in_all is not None:
+            kind.full_ns -= kind.in_all.interval_ns
+        if kind.of_symbol is not None and order.symbol in kind.symbols_full_ns:
+            kind.symbols_full_ns[order.symbol] -= kind.of_symbol.interval_ns
+
+
+def _rate(per_s: int | None, burst_s: float) -> _Rate | None:
+    return None if per_s is None else _Rate(per_s, burst_s)
+
+
+def _too_fast(kind: RefusalKind, symbol: str, per_s: int, what: str) -> OrderRefused:
+    sentence = f"{symbol}: more than {per_s} {what}"
+    return OrderRefused(kind, float(per_s), float(per_s + 1), symbol, sentence, "messages")

@@ -1,0 +1,59 @@
+"""The largest single order, by quantity and by value: RTS 6 Art. 15(1)(b) and (c)."""
+
+from __future__ import annotations
+
+from agents.risk.exact import EXACT, exact
+from agents.risk.limit_rule import FLOAT_MARGIN
+from agents.risk.limits import OrderRefused
+from agents.risk.pretrade.order import PretradeOrder
+from agents.risk.pretrade_settings import OrderSizeSettings
+
+_NONE = float("inf")
+_SURE = 1 - FLOAT_MARGIN
+
+
+class OrderSize:
+    """Refuses an order that is too large. Exactly the limit passes, in decimals and not in floats.
+
+    A market order is worth the newest price of its symbol; without one its value is unknown, which refuses it where
+    there is a limit of value.
+    """
+
+    name = "order_size"
+
+    def __init__(self, settings: OrderSizeSettings) -> None:
+        self._all = (
+            _NONE if settings.max_quantity is None else settings.max_quantity,
+            _NONE if settings.max_value_usd is None else settings.max_value_usd,
+        )
+        self._symbols = {
+            symbol: (
+                self._all[0] if own.max_quantity is None else own.max_quantity,
+                self._all[1] if own.max_value_usd is None else own.max_value_usd,
+            )
+            for symbol, own in settings.symbols.items()
+        }
+
+    def refuses(self, order: PretradeOrder) -> OrderRefused | None:
+        """Refuse too large a quantity or value."""
+        max_quantity, max_value_usd = self._symbols.get(order.symbol, self._all)
+        if order.qty > max_quantity:
+            sentence = (
+                f"{order.symbol}: the quantity {order.qty:g} is above the limit of {max_quantity:g} for one order"
+            )
+            return OrderRefused("order_quantity", max_quantity, order.qty, order.symbol, sentence, "units")
+        if max_value_usd == _NONE:
+            return None
+        price = order.price
+        if price is None:
+            if order.watched is None:
+                sentence = f"{order.symbol}: a market order without a price of the symbol has no known value"
+                return OrderRefused("price_missing", max_value_usd, None, order.symbol, sentence)
+            price = order.watched.price
+        if order.qty * price < max_value_usd * _SURE:
+            return None
+        value_usd = EXACT.multiply(exact(order.qty), exact(price))
+        if value_usd <= exact(max_value_usd):
+            return None
+        sentence = f"{order.symbol}: the order is worth {value_usd:.2f} USD, above the limit of {max_value_usd:.2f} USD"
+        return OrderRefused("order_value", max_value_usd, float(value_usd), order.symbol, sentence)
