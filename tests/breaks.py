@@ -25,6 +25,7 @@ CERTIFICATE = "killswitch/core/certificate.py"
 READER = "killswitch/gate/reader.py"
 LINK = "killswitch/link/router_link.py"
 
+U_REDIS = "tests/unit/test_redis_errors.py"
 FORGETTING = "killswitch/forgetting.py"
 U_FORGET = "tests/unit/test_forgetting.py"
 SHARES = "agents/gate_shares.py"
@@ -187,9 +188,25 @@ BREAKS = (
     Break("a refused token is not renewed", "killswitch/stores/_etcd_channel.py",
           "if self._tokens is None or not failures.refuses_token(error):", "if True:", "tests/unit/test_etcd_errors.py",
           ("test_a_refused_token_is_renewed_once_and_the_call_made_again",)),
+    Break("a replica of Redis that takes writes is taken for a primary", "killswitch/stores/_redis_primary.py",
+          'if role[0] != b"master":', "if False:", U_REDIS, ("test_a_replica_that_takes_writes_is_no_primary",)),
+    Break("a write to Redis is sent again", "killswitch/stores/_redis_transport.py",
+          "                if error.sent:\n", "                if error.sent and not again:\n", U_REDIS,
+          ("test_a_write_without_an_answer_is_unknown_and_sent_once",)),
+    Break("connections to Redis survive a failure", "killswitch/stores/_redis_transport.py",
+          "            self._generation += 1\n            idle, self._idle = self._idle, []", "            idle: list[Link] = []",
+          U_REDIS, ("test_connections_that_were_idle_during_a_failure_are_not_used_again",)),
+    Break("a conflict that no replica confirmed is believed", "killswitch/stores/_redis_transport.py",
+          "                if error.wrote:", "                if True:", U_REDIS,
+          ("test_too_few_replicas_make_a_write_unknown_and_a_conflict_unavailable",)),
     Break("a lease does not look at its key", "killswitch/stores/memory.py",
           "            if lease is None or cell is None or cell.lease_id != lease_id:\n", "            if lease is None:\n",
           STORES, ("test_a_lease_whose_key_somebody_else_took_away_is_lost",)),
+    # -- the node's own judgement
+    Break("unknown figures of exposure only reduce", "agents/risk/policy_table.py",
+          "        return Restriction(Mode.FROZEN, growing_orders=False)\n",
+          "        return Restriction(Mode.REDUCE_ONLY, growing_orders=False)\n", "tests/unit/test_policy_table.py",
+          ("test_modes_map_to_the_clusters_words",)),
     # -- a node that is forgotten
     Break("a node is forgotten at once", FORGETTING, "    if left_ms > 0:\n", "    if left_ms > 1e9:\n", U_FORGET,
           ("test_a_node_is_not_forgotten_while_a_permit_of_it_may_be_left",)),

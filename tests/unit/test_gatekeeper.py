@@ -541,8 +541,16 @@ def test_agents_that_knew_different_epochs_settle_on_one_flag_and_one_release_op
 def test_no_permit_outlasts_the_lease_that_the_store_was_last_seen_to_keep(make_node: Callable[..., Node]) -> None:
     """PROOF, NOT HOPE: a node whose lease the store may have let go has no permit, so a person may forget it."""
     node = make_node(timing=SHORT)
+    confirmed_by_ns = now_ns()  # at the latest: the node has just been made
+    lease_ends_ns = confirmed_by_ns + int(SHORT.lease_ttl_ms / SHORT.clock_rate_ratio * 1_000_000)
     assert node.keeper.renew()
-    wait_until(lambda: not node.keeper.renew(), what="the lease to be too old to trade on")
+
+    def is_too_old() -> bool:
+        renewed = node.keeper.renew()
+        assert node.keeper.permit_until_ns <= lease_ends_ns
+        return not renewed
+
+    wait_until(is_too_old, what="the lease to be too old to trade on")
     wait_until(lambda: not node.gate.allows("BTC"), what="the last permit to run out")
     assert node.keeper.last_finding == "adopt"
     node.keeper.lease_confirmed(now_ns())
