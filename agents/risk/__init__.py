@@ -1,49 +1,99 @@
-"""The node's own judgement: limits before an order, the account on every tick, the circuit breaker, a local freeze."""
+"""The node's own judgement: limits before an order, the account on every tick, the circuit breaker, a local freeze.
 
-from agents.risk.account_limits import AccountLimits, load_account_limits
-from agents.risk.account_monitor import RiskMonitor
-from agents.risk.account_state import (
-    AccountState,
-    AccountTick,
-    AlertLevel,
-    EngagementRecord,
-    Holding,
-    PriceTick,
-)
-from agents.risk.breaker_machine import BreakerMode
-from agents.risk.breaker_settings import BreakerSettings, ReasonClass
-from agents.risk.circuit_breaker import BreakerTransition, CircuitBreaker, ReleaseRefused
-from agents.risk.derisk_plan import DeriskOrder, DeriskPlan, Quote, derisk_plan, inventory_rotation
-from agents.risk.events import FreezeEvent
-from agents.risk.exposure_book import ExposureBook
-from agents.risk.exposure_figures import (
-    BookHolding,
-    BookOrder,
-    BucketExposure,
-    ExposureFigures,
-    GroupExposure,
-    HeldPosition,
-)
-from agents.risk.limit_schedule import LimitSchedule, LimitScheduleSettings
-from agents.risk.limits import OrderRefused, RiskLimits
-from agents.risk.option_exposure import OptionGreeks
-from agents.risk.order_simulation import OrderSimulation
-from agents.risk.policy_monitor import PolicyDecision, PolicyMonitor, decide_for
-from agents.risk.policy_settings import ExposureSettings, RiskRules
-from agents.risk.policy_table import (
-    PolicyDecisionTable,
-    PolicyMode,
-    PolicyReason,
-    Regime,
-    Restriction,
-    restriction_of,
-)
-from agents.risk.pretrade import PreTradeControls, PretradeOrder, PretradeRule
-from agents.risk.pretrade_settings import PreTradeSettings
-from agents.risk.runtime_monitor import RuntimeRiskMonitor, create_risk_monitor
-from agents.risk.settings_file import RiskFileError, load_risk_rules
-from agents.risk.trading_session import AlwaysOpen, CalendarError, SessionClock, load_schedule, regime_at
-from agents.risk.warning_ladder import LimitWarning
+A module is read when one of its names is used first: a trading program starts with what it needs and no more.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+# Its module has the same name, and would stand in its place once anybody had read it.
+from agents.risk.derisk_plan import derisk_plan
+
+if TYPE_CHECKING:
+    from agents.risk.account_limits import AccountLimits, load_account_limits
+    from agents.risk.account_monitor import RiskMonitor
+    from agents.risk.account_state import (
+        AccountState,
+        AccountTick,
+        AlertLevel,
+        EngagementRecord,
+        Holding,
+        PriceTick,
+    )
+    from agents.risk.breaker_machine import BreakerMode
+    from agents.risk.breaker_settings import BreakerSettings, ReasonClass
+    from agents.risk.circuit_breaker import BreakerTransition, CircuitBreaker, ReleaseRefused
+    from agents.risk.derisk_plan import DeriskOrder, DeriskPlan, Quote, inventory_rotation
+    from agents.risk.events import FreezeEvent
+    from agents.risk.exposure_book import ExposureBook
+    from agents.risk.exposure_figures import (
+        BookHolding,
+        BookOrder,
+        BucketExposure,
+        ExposureFigures,
+        GroupExposure,
+        HeldPosition,
+    )
+    from agents.risk.limit_schedule import LimitSchedule, LimitScheduleSettings
+    from agents.risk.limits import OrderRefused, RiskLimits
+    from agents.risk.option_exposure import OptionGreeks
+    from agents.risk.order_simulation import OrderSimulation
+    from agents.risk.policy_monitor import PolicyDecision, PolicyMonitor, decide_for
+    from agents.risk.policy_settings import ExposureSettings, RiskRules
+    from agents.risk.policy_table import (
+        PolicyDecisionTable,
+        PolicyMode,
+        PolicyReason,
+        Regime,
+        Restriction,
+        restriction_of,
+    )
+    from agents.risk.pretrade import PreTradeControls, PretradeOrder, PretradeRule
+    from agents.risk.pretrade_settings import PreTradeSettings
+    from agents.risk.runtime_monitor import RuntimeRiskMonitor, create_risk_monitor
+    from agents.risk.settings_file import RiskFileError, load_risk_rules
+    from agents.risk.trading_session import AlwaysOpen, CalendarError, SessionClock, load_schedule, regime_at
+    from agents.risk.warning_ladder import LimitWarning
+
+_MODULES = {
+    "account_limits": "AccountLimits load_account_limits",
+    "account_monitor": "RiskMonitor",
+    "account_state": "AccountState AccountTick AlertLevel EngagementRecord Holding PriceTick",
+    "breaker_machine": "BreakerMode",
+    "breaker_settings": "BreakerSettings ReasonClass",
+    "circuit_breaker": "BreakerTransition CircuitBreaker ReleaseRefused",
+    "derisk_plan": "DeriskOrder DeriskPlan Quote inventory_rotation",
+    "events": "FreezeEvent",
+    "exposure_book": "ExposureBook",
+    "exposure_figures": "BookHolding BookOrder BucketExposure ExposureFigures GroupExposure HeldPosition",
+    "limit_schedule": "LimitSchedule LimitScheduleSettings",
+    "limits": "OrderRefused RiskLimits",
+    "option_exposure": "OptionGreeks",
+    "order_simulation": "OrderSimulation",
+    "policy_monitor": "PolicyDecision PolicyMonitor decide_for",
+    "policy_settings": "ExposureSettings RiskRules",
+    "policy_table": "PolicyDecisionTable PolicyMode PolicyReason Regime Restriction restriction_of",
+    "pretrade": "PreTradeControls PretradeOrder PretradeRule",
+    "pretrade_settings": "PreTradeSettings",
+    "runtime_monitor": "RuntimeRiskMonitor create_risk_monitor",
+    "settings_file": "RiskFileError load_risk_rules",
+    "trading_session": "AlwaysOpen CalendarError SessionClock load_schedule regime_at",
+    "warning_ladder": "LimitWarning",
+}
+
+_HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    """Read the module of a name that is used for the first time."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
 
 __all__ = [
     "RuntimeRiskMonitor",

@@ -153,6 +153,12 @@ class PotentialBook:
     def _refresh(self, symbol: str) -> None:
         """Bring the total to what the symbol's worst case is now."""
         work = self.working.by_symbol.get(symbol)
+        if work is not None and work.orders == 0 and not work.extra_usd and self.working.unbooked:
+            # Whatever worked here is over and never became exact: only the floats have to forget it.
+            self._ahead -= work.extra
+            self.total_usd -= work.extra
+            self.working.forget_if_empty(symbol)
+            return
         if work is not None:
             extra, before = _extra(self.positions.held.get(symbol), work), work.extra_usd
             if extra != work.extra_usd:

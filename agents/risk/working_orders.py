@@ -202,8 +202,9 @@ class WorkingOrders:
             work.side(order.sign).add(order.counted_quantity, order.counted_usd)
         if work.unbooked:
             return None
-        work.buys.sync()
-        work.sells.sync()
+        if work.orders:
+            work.buys.sync()
+            work.sells.sync()
         return order.symbol
 
     def fill(self, client_order_id: str, quantity: Decimal) -> WorkingOrder | None:

@@ -7,14 +7,17 @@ it: it counts in the limits from then on, so :meth:`OrderChecks.release` must fo
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import structlog
 
 from agents.risk.limits import OrderRefused
 from agents.risk.order_inputs import side_sign
-from agents.risk.pretrade import PreTradeControls
 from agents.risk.runtime_monitor import RuntimeRiskMonitor
 from agents.routing.order_types import Order, Refused, RouterGate, VenueEvent
+
+if TYPE_CHECKING:
+    from agents.risk.pretrade import PreTradeControls
 
 _log = structlog.get_logger("killswitch.router")
 

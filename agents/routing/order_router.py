@@ -21,13 +21,12 @@ from __future__ import annotations
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import structlog
 
 from agents.risk.exact import EXACT, exact
 from agents.risk.order_inputs import side_sign
-from agents.risk.pretrade import PreTradeControls
 from agents.risk.runtime_monitor import RuntimeRiskMonitor
 from agents.routing.numbered_order import NumberedOrder
 from agents.routing.order_checks import OrderChecks, duplicate, input_refusal, is_positive
@@ -45,6 +44,9 @@ from agents.routing.order_types import (
 )
 from killswitch.clock import NowNs, now_ns
 from killswitch.link.messages import CancelResult
+
+if TYPE_CHECKING:
+    from agents.risk.pretrade import PreTradeControls
 
 MAX_OPEN_ORDERS = 10_000
 FINISHED_ORDERS_KEPT = 100_000

@@ -713,6 +713,8 @@ def test_the_controls_are_asked_before_the_limits_and_fills_reach_them(rig: Rig)
     rig.place("c", "d")
     # Both cancels go, although one is the limit of the day; then no order does.
     assert rig.router.cancel_all_orders("stop").cancelled == 2
+    # A cancel is counted after it was sent, so its answer may come first.
+    wait_until(lambda: controls.persist_to_dict()["daily"]["cancels"] == 2, what="the cancels to be counted")
     outcome = refused(rig.router.place_order("e", "BTCUSDT", "buy", 1.0, 100.0))
     assert outcome.why is not None
     assert outcome.why.kind == "daily_cancels"

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import threading
+import types
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
@@ -71,6 +72,11 @@ def test_the_package_names_what_a_user_of_the_monitor_needs() -> None:
         risk.__all__
     )
     assert all(hasattr(risk, name) for name in risk.__all__)
+    assert set(risk._HOME) | {"derisk_plan"} == set(risk.__all__)
+    modules = {name for name in risk.__all__ if isinstance(getattr(risk, name), types.ModuleType)}
+    assert modules == set()
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        risk.Nothing  # noqa: B018 - reading it is the point
     assert risk.RuntimeRiskMonitor is RuntimeRiskMonitor
     assert risk.create_risk_monitor is create_risk_monitor
     assert (risk.RiskLimits, risk.OrderRefused, risk.FreezeEvent) == (RiskLimits, OrderRefused, FreezeEvent)
