@@ -128,7 +128,14 @@ class TraderProcess:
     def stats(self) -> dict[str, Any]:
         return dict(json.loads(self.stats_path.read_text())) if self.stats_path.exists() else {}
 
+    def listens_to_sigterm(self) -> bool:
+        """Tell whether the program has begun far enough to be asked to end."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        caught = int(next(line for line in status.splitlines() if line.startswith("SigCgt:")).split()[1], 16)
+        return bool(caught >> (signal.SIGTERM - 1) & 1)
+
     def end(self) -> int:
+        wait_until(self.listens_to_sigterm, what="the program to listen to signals")
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(10)
 
