@@ -151,6 +151,8 @@ class ClusterSet:
         for flag, epoch in zip(flags, epochs, strict=True):
             if flag.epoch != epoch:
                 raise StaleEpoch(epoch, flag.epoch)
+        if not ids:
+            raise UnknownFreeze("a release must name at least one freeze that is in force; none was named")
         unknown = sorted(set(ids) - frozenset().union(*(flag.freeze_ids() for flag in flags)))
         if unknown:
             raise UnknownFreeze(f"not in force in any store: {', '.join(unknown)}; nothing was released")

@@ -185,6 +185,9 @@ BREAKS = (
           "            return {self._lease.key: self._lease.version}\n", "            return {}\n",
           "tests/unit/test_election.py", ("test_a_paused_leader_is_refused_by_the_store",)),
     # -- stores
+    Break("a fault in a subscription ends the watch", "killswitch/stores/_reconnecting.py",
+          "        except Exception as error:", "        except ZeroDivisionError as error:", "tests/unit/test_reconnecting.py",
+          ("test_a_fault_of_ours_ends_a_subscription_and_not_the_watch",)),
     Break("a refused token is not renewed", "killswitch/stores/_etcd_channel.py",
           "if self._tokens is None or not failures.refuses_token(error):", "if True:", "tests/unit/test_etcd_errors.py",
           ("test_a_refused_token_is_renewed_once_and_the_call_made_again",)),

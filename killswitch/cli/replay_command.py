@@ -27,10 +27,10 @@ def replay(
     Exits 0 whether or not it would have killed, and 2 when bars, limits or options cannot be used.
     """
     # Only who replays pays for these.
-    from agents.risk.account_limits import load_account_limits  # noqa: PLC0415
-    from agents.scenarios import replay as tape_replay  # noqa: PLC0415
-    from agents.scenarios.quiet_log import only_errors  # noqa: PLC0415
-    from agents.scenarios.tape import bars_from_csv  # noqa: PLC0415
+    from agents.risk.account_limits import load_account_limits  # noqa: PLC0415 - only when used
+    from agents.scenarios import replay as tape_replay  # noqa: PLC0415 - only when used
+    from agents.scenarios.quiet_log import only_errors  # noqa: PLC0415 - only when used
+    from agents.scenarios.tape import bars_from_csv  # noqa: PLC0415 - only when used
 
     configure_logging("warning")
     only_errors()

@@ -25,7 +25,7 @@ REQUIRE_LEADER: Metadata = (("hasleader", "true"),)
 TOKEN_FIELD = "token"  # noqa: S105 - etcd's name of the field
 
 
-class LoginBusy(grpc.RpcError):  # type: ignore[misc]
+class LoginBusy(grpc.RpcError):  # type: ignore[misc]  # grpc has no types
     """Another call was logging in all the time."""
 
     def __init__(self) -> None:

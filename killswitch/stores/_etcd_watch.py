@@ -11,7 +11,6 @@ connection that just failed, and takes up renewed certificates.
 
 from __future__ import annotations
 
-import itertools
 import queue
 import random
 import threading
@@ -28,7 +27,8 @@ from killswitch.stores import _etcd_failures as failures
 from killswitch.stores._etcd_login import REQUIRE_LEADER, Metadata, TokenKeeper
 from killswitch.stores._etcd_tls import TlsFilesUnusable
 from killswitch.stores._mailbox import call_back
-from killswitch.stores._timing import MILLISECONDS_PER_S, NANOSECONDS_PER_MS, backoff_ms
+from killswitch.stores._reconnecting import subscribe_for_ever
+from killswitch.stores._timing import MILLISECONDS_PER_S, NANOSECONDS_PER_MS
 from killswitch.stores.port import Entry, OnChange, OnGap
 
 PROGRESS_EVERY_MS = 1_000
@@ -171,23 +171,15 @@ class EtcdWatch:
             self._thread.join()
 
     def _run(self) -> None:
-        failures_in_a_row = 0
-        for address in itertools.cycle(self._settings.addresses):
-            started_ns = self._settings.now_ns()
-            why = self._subscribe(address)
-            if self._stop.is_set():
-                return
-            lasted_ms = (self._settings.now_ns() - started_ns) / NANOSECONDS_PER_MS
-            # A server that accepts and drops at once must not be asked without end, so short lives count as failures.
-            failures_in_a_row = 0 if lasted_ms > self._settings.backoff_cap_ms else failures_in_a_row + 1
-            pause_ms = backoff_ms(
-                max(0, failures_in_a_row - 1), cap_ms=self._settings.backoff_cap_ms, chance=self._settings.chance()
-            )
-            # Said once at the level that wakes people; a server that stays away does not fill the log.
-            say = _log.warning if failures_in_a_row <= 1 else _log.debug
-            say("watch interrupted", prefix=self._prefix, address=address, why=why, reconnect_in_ms=round(pause_ms))
-            if self._stop.wait(pause_ms / MILLISECONDS_PER_S):
-                return
+        subscribe_for_ever(
+            self._subscribe,
+            servers=self._settings.addresses,
+            stop=self._stop,
+            prefix=self._prefix,
+            backoff_cap_ms=self._settings.backoff_cap_ms,
+            now_ns=self._settings.now_ns,
+            chance=self._settings.chance,
+        )
 
     def _subscribe(self, address: str) -> str:
         """Watch through one server until that ends; returns why it did."""

@@ -77,7 +77,7 @@ class _OneConnection(Connection):
     """redis-py's connection over a socket of ours, which it gets once."""
 
     def __init__(self, host: str, port: int, connected: DeadlineSocket) -> None:
-        super().__init__(host=host, port=port, protocol=2, retry=Retry(NoBackoff(), 0))  # type: ignore[no-untyped-call]
+        super().__init__(host=host, port=port, protocol=2, retry=Retry(NoBackoff(), 0))  # type: ignore[no-untyped-call]  # redis-py
         # Telling the server the name of the library would cost two more round trips, and a right.
         self.driver_info = self.lib_name = self.lib_version = None
         self._connected: DeadlineSocket | None = connected

@@ -19,11 +19,12 @@ import structlog
 
 from killswitch import clock
 from killswitch.stores._mailbox import call_back
+from killswitch.stores._reconnecting import subscribe_for_ever
 from killswitch.stores._redis_calls import Calls, key_bytes, key_text
 from killswitch.stores._redis_link import Link, LinkFailed, LinkRefused
 from killswitch.stores._redis_primary import Primary
 from killswitch.stores._redis_transport import TooFewReplicas, run
-from killswitch.stores._timing import MILLISECONDS_PER_S, NANOSECONDS_PER_MS, Deadline, backoff_ms
+from killswitch.stores._timing import Deadline
 from killswitch.stores.port import Entry, OnChange, OnGap
 
 LOOK_EVERY_MS = 500
@@ -215,29 +216,15 @@ class RedisWatch:
             self._thread.join()
 
     def _run(self) -> None:
-        failures_in_a_row = 0
-        while True:
-            started_ns = self._settings.now_ns()
-            why = self._subscribe()
-            if self._stop.is_set():
-                return
-            lasted_ms = (self._settings.now_ns() - started_ns) / NANOSECONDS_PER_MS
-            # A server that accepts and drops at once must not be asked without end, so short lives count as failures.
-            failures_in_a_row = 0 if lasted_ms > self._settings.backoff_cap_ms else failures_in_a_row + 1
-            pause_ms = backoff_ms(
-                max(0, failures_in_a_row - 1), cap_ms=self._settings.backoff_cap_ms, chance=self._settings.chance()
-            )
-            # Said once at the level that wakes people; a server that stays away does not fill the log.
-            say = _log.warning if failures_in_a_row <= 1 else _log.debug
-            say(
-                "watch interrupted",
-                prefix=self._prefix,
-                address=self._settings.primary.address,
-                why=why,
-                reconnect_in_ms=round(pause_ms),
-            )
-            if self._stop.wait(pause_ms / MILLISECONDS_PER_S):
-                return
+        subscribe_for_ever(
+            lambda _: self._subscribe(),
+            servers=[self._settings.primary.address],
+            stop=self._stop,
+            prefix=self._prefix,
+            backoff_cap_ms=self._settings.backoff_cap_ms,
+            now_ns=self._settings.now_ns,
+            chance=self._settings.chance,
+        )
 
     def _subscribe(self) -> str:
         """Watch through one server until that ends; returns why it did."""
@@ -255,9 +242,6 @@ class RedisWatch:
             return str(error)
         except (LinkRefused, _Interrupted) as error:
             return str(error)
-        except Exception as error:  # noqa: BLE001 - a watch goes on for ever, whatever a server may answer
-            _log.exception("watch failed", prefix=self._prefix)
-            return f"{type(error).__name__}: {error}"
         finally:
             self._settings.primary.doubt()
             with self._lock:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from killswitch.stores.port import VALUE_MAX_BYTES, Conflict, StoreForbidden
 
@@ -58,6 +58,15 @@ def conflict(address: str, expect: Mapping[str, int | None], found: Mapping[str,
         if found.get(key) != expected
     ]
     return Conflict(f"the store at {address} wrote nothing, because of {', '.join(different)}")
+
+
+def named(keys: Iterable[str]) -> str:
+    """The keys of a commit for an error: the first, and how many more."""
+    distinct = list(dict.fromkeys(keys))
+    if not distinct:
+        return "no key"
+    more = f" and {len(distinct) - 1} more" if len(distinct) > 1 else ""
+    return f"{distinct[0]!r}{more}"
 
 
 def _said(version: int | None) -> str:

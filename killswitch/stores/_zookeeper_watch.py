@@ -12,7 +12,6 @@ has a connection of its own, thrown away with it.
 
 from __future__ import annotations
 
-import itertools
 import queue
 import random
 import threading
@@ -24,7 +23,8 @@ import structlog
 from kazoo.exceptions import ZookeeperError
 
 from killswitch.stores._mailbox import call_back
-from killswitch.stores._timing import MILLISECONDS_PER_S, NANOSECONDS_PER_MS, Deadline, backoff_ms
+from killswitch.stores._reconnecting import subscribe_for_ever
+from killswitch.stores._timing import MILLISECONDS_PER_S, Deadline
 from killswitch.stores._zookeeper_connection import (
     SESSION_TIMEOUT_MS,
     Connection,
@@ -296,28 +296,15 @@ class ZooKeeperWatch:
             self._thread.join()
 
     def _run(self) -> None:
-        failures_in_a_row = 0
-        now_ns = self._settings.connection.now_ns
-        for server in itertools.cycle(self._settings.servers):
-            started_ns = now_ns()
-            try:
-                why = self._subscribe(server)
-            except Exception as error:  # noqa: BLE001 - everything: without this thread no freeze would be heard of
-                _log.exception("watch failed", prefix=self._prefix)
-                why = f"a fault of ours: {error!r}"
-            if self._stop.is_set():
-                return
-            lasted_ms = (now_ns() - started_ns) / NANOSECONDS_PER_MS
-            # A server that accepts and drops at once must not be asked without end, so short lives count as failures.
-            failures_in_a_row = 0 if lasted_ms > self._settings.backoff_cap_ms else failures_in_a_row + 1
-            pause_ms = backoff_ms(
-                max(0, failures_in_a_row - 1), cap_ms=self._settings.backoff_cap_ms, chance=self._settings.chance()
-            )
-            # Said once at the level that wakes people; a server that stays away does not fill the log.
-            say = _log.warning if failures_in_a_row <= 1 else _log.debug
-            say("watch interrupted", prefix=self._prefix, address=server, why=why, reconnect_in_ms=round(pause_ms))
-            if self._stop.wait(pause_ms / MILLISECONDS_PER_S):
-                return
+        subscribe_for_ever(
+            self._subscribe,
+            servers=self._settings.servers,
+            stop=self._stop,
+            prefix=self._prefix,
+            backoff_cap_ms=self._settings.backoff_cap_ms,
+            now_ns=self._settings.connection.now_ns,
+            chance=self._settings.chance,
+        )
 
     def _subscribe(self, server: str) -> str:
         """Watch through one server until that ends; returns why it did."""

@@ -28,7 +28,7 @@ from killswitch.stores._etcd_watch import (
     key_text,
     prefix_range,
 )
-from killswitch.stores._requests import check_commit, check_key, check_ttl, check_value, conflict
+from killswitch.stores._requests import check_commit, check_key, check_ttl, check_value, conflict, named
 from killswitch.stores._timing import MILLISECONDS_PER_S, Deadline
 from killswitch.stores.port import (
     Conflict,
@@ -198,7 +198,7 @@ class EtcdStore:
             etcdrpc.RequestOp(request_delete_range=etcdrpc.DeleteRangeRequest(key=key_bytes(key)))
             for key in dict.fromkeys(deletes)
         ]
-        return self._transact(expect, operations, f"a commit to {_named([*puts, *deletes, *expect])}", None)
+        return self._transact(expect, operations, f"a commit to {named([*puts, *deletes, *expect])}", None)
 
     def hold(self, key: str, value: bytes, ttl_ms: int) -> EtcdLease:
         """Create ``key`` under a lease; raises as the port says.
@@ -362,12 +362,3 @@ def _revoke(transport: wire.EtcdTransport, lease_id: int, what: str, deadline: D
                 raise
 
     transport.ask(revoke, what, deadline)
-
-
-def _named(keys: Sequence[str]) -> str:
-    """The keys of a commit for an error: the first, and how many more."""
-    distinct = list(dict.fromkeys(keys))
-    if not distinct:
-        return "no key"
-    more = f" and {len(distinct) - 1} more" if len(distinct) > 1 else ""
-    return f"{distinct[0]!r}{more}"

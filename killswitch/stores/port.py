@@ -32,19 +32,19 @@ class Conflict(StoreError):  # noqa: N818 - the five names are the port's vocabu
     """An expected version does not hold; nothing was written."""
 
 
-class LeaseLost(StoreError):  # noqa: N818
+class LeaseLost(StoreError):  # noqa: N818 - as above
     """The lease is definitely gone, or its key is no longer its own."""
 
 
-class StoreUnavailable(StoreError):  # noqa: N818
+class StoreUnavailable(StoreError):  # noqa: N818 - as above
     """No answer, and the request definitely had no effect."""
 
 
-class OutcomeUnknown(StoreError):  # noqa: N818
+class OutcomeUnknown(StoreError):  # noqa: N818 - as above
     """No answer, and the write may or may not have happened. Read, then decide."""
 
 
-class StoreForbidden(StoreError):  # noqa: N818
+class StoreForbidden(StoreError):  # noqa: N818 - as above
     """The store refuses; trying again will not help."""
 
 

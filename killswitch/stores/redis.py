@@ -22,7 +22,7 @@ from killswitch.stores._redis_scripts import REFUSED
 from killswitch.stores._redis_sockets import Resolver
 from killswitch.stores._redis_transport import RedisTransport
 from killswitch.stores._redis_watch import LOOK_EVERY_MS, RedisWatch, WatchSettings
-from killswitch.stores._requests import check_commit, check_key, check_ttl, check_value, conflict
+from killswitch.stores._requests import check_commit, check_key, check_ttl, check_value, conflict, named
 from killswitch.stores.port import Entry, Guarantees, LeaseLost, OnChange, OnGap, StoreUnavailable
 from killswitch.stores.urls import StoreUrl, TlsFiles
 
@@ -189,7 +189,7 @@ class RedisStore:
         """Write all or nothing; raises as the port says, and ``ValueError`` for a request that makes no sense."""
         check_commit(expect, puts, deletes, self._transport.primary.address)
         call = self._calls.commit(expect, puts, deletes)
-        answer = self._transport.write_once(call, f"a commit to {_named([*puts, *deletes, *expect])}")
+        answer = self._transport.write_once(call, f"a commit to {named([*puts, *deletes, *expect])}")
         if answer[0] == REFUSED:
             raise self._conflict(expect, answer[1:])
         return int(answer[1])
@@ -292,12 +292,3 @@ def _guarantees(*, with_sentinel: bool, wait_replicas: int) -> Guarantees:
         lease_slack_ms=declared.lease_slack_ms,
         note=declared.note.format(wait_replicas=wait_replicas, fence=_FENCED if wait_replicas else _UNFENCED),
     )
-
-
-def _named(keys: Sequence[str]) -> str:
-    """The keys of a commit for an error: the first, and how many more."""
-    distinct = list(dict.fromkeys(keys))
-    if not distinct:
-        return "no key"
-    more = f" and {len(distinct) - 1} more" if len(distinct) > 1 else ""
-    return f"{distinct[0]!r}{more}"

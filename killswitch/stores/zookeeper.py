@@ -15,7 +15,7 @@ from typing import Self
 
 from killswitch import clock
 from killswitch.stores import _zookeeper_inspect as inspect
-from killswitch.stores._requests import check_commit, check_key, check_ttl, check_value, conflict
+from killswitch.stores._requests import check_commit, check_key, check_ttl, check_value, conflict, named
 from killswitch.stores._timing import Deadline
 from killswitch.stores._zookeeper_channel import Channel
 from killswitch.stores._zookeeper_commit import Commit, Writer
@@ -115,7 +115,7 @@ class ZooKeeperStore:
             [paths[key] for key in dict.fromkeys(deletes)],
         )
         keys = {path: key for key, path in paths.items()}
-        what = f"a commit to {_named([*puts, *deletes, *expect])}"
+        what = f"a commit to {named([*puts, *deletes, *expect])}"
         return self._writer.commit(commit, what, self._channel.deadline(), keys).version
 
     def hold(self, key: str, value: bytes, ttl_ms: int) -> ZooKeeperLease:
@@ -250,12 +250,3 @@ def _check_url(url: StoreUrl) -> None:
             tls_context(url.tls)
         except OSError as error:
             raise ValueError(f"the TLS files of the ZooKeeper URL are of no use: {error}") from None
-
-
-def _named(keys: Sequence[str]) -> str:
-    """The keys of a commit for an error: the first, and how many more."""
-    distinct = list(dict.fromkeys(keys))
-    if not distinct:
-        return "no key"
-    more = f" and {len(distinct) - 1} more" if len(distinct) > 1 else ""
-    return f"{distinct[0]!r}{more}"

@@ -39,7 +39,7 @@ def version_of(store: Store, key: str) -> int | None:
     return None if entry is None else entry.version
 
 
-def test_guarantees_are_declared_and_only_memory_may_forget(store: Store, rig: Rig) -> None:
+def test_guarantees_are_declared_and_what_may_be_forgotten_is_said(store: Store, rig: Rig) -> None:
     """Every store reads linearizably and commits atomically; what it forgets and how late a lease ends it says."""
     declared = store.guarantees
     assert declared.linearizable_reads

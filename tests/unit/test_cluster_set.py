@@ -141,6 +141,8 @@ def test_a_stale_epoch_of_any_store_releases_nothing(both: Both, wrong: int) -> 
         both.release("x", epochs=epochs)
     with pytest.raises(UnknownFreeze, match="not in force in any store: nobody"):
         both.release("x", "nobody")
+    with pytest.raises(UnknownFreeze, match="none was named"):
+        both.release()
     assert both.ids() == [{"x"}, {"x"}]
 
 
