@@ -7,22 +7,33 @@ from typing import Any
 
 import pytest
 
+from killswitch.doctor.servers import FORGETFUL_ETCD
 from tests.cluster.lab import Lab
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 
 
+def warns_of_etcd(finding: dict[str, Any]) -> bool:
+    """Said of the etcd from PyPI, and alone makes exit code 1 of 0; an etcd on the PATH may be a newer one."""
+    return finding["severity"] == "warning" and "can forget commits" in finding["sentence"]
+
+
 def examined(lab: Lab, exit_code: int) -> dict[str, Any]:
     """What the doctor says with the gate of n1, by topic: the worst of each."""
     # By its own name the store is known to be one server on purpose, which is a note there and a warning elsewhere.
     words = ("--store", lab.store.address, "-o", "json", "doctor", "--node-gate", str(lab.gate_path("n1")))
-    body = lab.run(*words, expect=exit_code, only=True).json
+    ran = lab.run(*words, expect=None, only=True)
+    body = ran.json
     assert body["schema"] == "killswitch.doctor/1"
-    worst: dict[str, Any] = {"json": body}
-    for finding in body["findings"]:
+    others = [finding for finding in body["findings"] if not warns_of_etcd(finding)]
+    warned = len(others) < len(body["findings"])
+    assert warned == any(FORGETFUL_ETCD.match(one["version"]) for one in body["stores"])
+    assert ran.code == (exit_code or int(warned)), f"exit {ran.code}\n{ran.out}\n{ran.err}"
+    worst: dict[str, Any] = {}
+    for finding in others:
         worst.setdefault(finding["topic"], (finding["severity"], finding["sentence"]))
-    return worst
+    return {**worst, "json": body}
 
 
 def test_the_doctor_tells_the_states_of_a_cluster_apart(make_lab: Callable[..., Lab]) -> None:
@@ -38,11 +49,12 @@ def test_the_doctor_tells_the_states_of_a_cluster_apart(make_lab: Callable[..., 
     agent = lab.start_agent("n1")
     wait_until(lambda: lab.cluster.leader() is not None, what="a leader")
     found = examined(lab, 0)
-    assert found["json"]["verdict"] in {"ok", "note"}
-    (one,) = found["json"]["stores"]
+    body = found.pop("json")
+    assert {severity for severity, _ in found.values()} <= {"ok", "note"}
+    (one,) = body["stores"]
     assert (one["reads"]["count"], one["writes"]["count"], one["watch"]["error"]) == (20, 20, "")
     assert one["version"]
-    assert found["json"]["machine"]["gate"]["writer_pid"] == agent.pid
+    assert body["machine"]["gate"]["writer_pid"] == agent.pid
     assert found["leader"] == ("ok", "c1 leads in term 1")
     assert lab.cluster.store.scan(lab.cluster.keys.under("doctor")) == []
 
