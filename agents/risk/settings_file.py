@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, Generic, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -23,6 +24,21 @@ class RiskFileError(ValueError):
     def __init__(self, faults: list[str]) -> None:
         super().__init__("\n".join(faults))
         self.faults = faults
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsReading(Generic[ModelT]):
+    """What a file holds.
+
+    Attributes:
+        values: as they stand there; empty when nothing could be read.
+        settings: as one model, ``None`` when something is wrong.
+        faults: one sentence for each thing that is wrong.
+    """
+
+    values: Mapping[Any, Any]
+    settings: ModelT | None
+    faults: tuple[str, ...]
 
 
 def load_risk_rules(path: Path | None) -> RiskRules:
@@ -44,12 +60,28 @@ def read_settings_file(path: Path, model: type[ModelT]) -> ModelT:
     Raises:
         RiskFileError: the file cannot be read, is not YAML, gives a name twice, or does not fit the model.
     """
-    values, lines = _read_yaml(path)
+    reading = read_settings(path, model)
+    if reading.settings is None:
+        raise RiskFileError(list(reading.faults))
+    return reading.settings
+
+
+def read_settings(path: Path, model: type[ModelT]) -> SettingsReading[ModelT]:
+    """As :func:`read_settings_file`, for whoever can use a part of a file that is not sound as a whole. Never raises.
+
+    Args:
+        path: the file.
+        model: what it must hold.
+    """
     try:
-        return model.model_validate(values)
+        values, lines = _read_yaml(path)
+    except RiskFileError as error:
+        return SettingsReading({}, None, tuple(error.faults))
+    try:
+        return SettingsReading(values, model.model_validate(values), ())
     except ValidationError as error:
         faults = [text for fault in error.errors() for text in _sentences(path, lines, model, fault)]
-        raise RiskFileError(faults) from error
+        return SettingsReading(values, None, tuple(faults))
 
 
 def _read_yaml(path: Path) -> tuple[dict[Any, Any], dict[Where, int]]:
