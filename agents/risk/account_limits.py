@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final
 
 from pydantic import Field, StrictStr, model_validator
-from pydantic_core import PydanticCustomError
 
 from agents.risk.breaker_settings import BreakerSettings, Count
-from agents.risk.policy_settings import RULE_FAULTS
+from agents.risk.setting_names import one_name_each
 from agents.risk.settings_file import read_settings_file
 
 DAY_SECONDS: Final = 86_400
@@ -70,16 +69,7 @@ class AccountLimits(BreakerSettings):
     @model_validator(mode="before")
     @classmethod
     def _one_name_each(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
-        faults = [
-            f"{name} and {other} are two names of one setting; write one of them"
-            for other, name in cls.other_names.items()
-            if other in values and name in values
-        ]
-        if faults:
-            raise PydanticCustomError(RULE_FAULTS, "{text}", {"faults": faults, "text": "; ".join(faults)})
-        return {cls.other_names.get(name, name): value for name, value in values.items()}
+        return one_name_each(values, cls.other_names)
 
     def faults(self) -> list[str]:
         """Return what does not fit together."""
