@@ -35,10 +35,10 @@ from agents.risk.breaker_machine import (
     step,
 )
 from agents.risk.breaker_settings import BreakerSettings, ReasonClass
+from agents.risk.events import json_figures
 from agents.risk.local_freeze import say
 from agents.risk.snapshot_metrics import Figure, SnapshotCollector
 from killswitch.clock import NowNs, WallClock, now_ns, wall_now
-from killswitch.core.canonical import finite_or_text
 
 TRANSITIONS_KEPT: Final = 1_000
 
@@ -81,7 +81,7 @@ class BreakerTransition:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "metadata", MappingProxyType(finite_or_text(self.metadata)))
+        object.__setattr__(self, "metadata", MappingProxyType(json_figures(self.metadata)))
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""

@@ -41,7 +41,7 @@ class FreezeEvent:
     def __post_init__(self) -> None:
         if self.trigger not in FREEZE_TRIGGERS:
             raise ValueError(f"{self.trigger!r} is not a trigger; the triggers are {', '.join(FREEZE_TRIGGERS)}")
-        object.__setattr__(self, "metadata", MappingProxyType(finite_or_text(self.metadata)))
+        object.__setattr__(self, "metadata", MappingProxyType(json_figures(self.metadata)))
 
     def to_json(self) -> dict[str, Any]:
         """Return the event as JSON values."""
@@ -51,3 +51,25 @@ class FreezeEvent:
             "reason": self.reason,
             "metadata": dict(self.metadata),
         }
+
+
+def json_figures(metadata: object) -> dict[str, Any]:
+    """Return figures as values that JSON can hold, whatever they were; nothing is raised.
+
+    They tell of a stop that must not fail for them: a decimal or an object becomes text, what is no mapping a note.
+    """
+    if not isinstance(metadata, Mapping):
+        return {"unreadable_metadata": f"a {type(metadata).__name__}"}
+    try:
+        figures = dict(finite_or_text(metadata))
+        return {name: _json_value(value) for name, value in figures.items()}
+    except Exception:  # noqa: BLE001 - an object that cannot even be named must not come before the stop
+        return {"unreadable_metadata": f"a {type(metadata).__name__}"}
+
+
+def _json_value(value: Any) -> Any:
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {name: _json_value(item) for name, item in value.items()}
+    return [_json_value(item) for item in value] if isinstance(value, list) else str(value)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import structlog
 from prometheus_client import Counter
 
-from agents.risk.events import FreezeEvent, FreezeTrigger
+from agents.risk.events import FreezeEvent, FreezeTrigger, json_figures
 from agents.risk.saved_state import SavedState
 from killswitch.clock import WallClock
 from killswitch.link.messages import CancelResult
@@ -77,7 +77,9 @@ class LocalFreeze:
             self.last_symbol = symbol
             if not already:
                 self.count += 1
-                figures = dict(metadata) if symbol is None else {"symbol": symbol, **metadata}
+                figures = json_figures(metadata)  # what is no mapping must not come between a freeze and its telling
+                if symbol is not None:
+                    figures = {"symbol": symbol, **figures}
                 event = FreezeEvent(at, trigger, reason, figures)
                 self.events.append(event)
         if already:

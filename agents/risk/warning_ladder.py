@@ -19,9 +19,7 @@ HYSTERESIS_PCT = 2.0
 LimitName = Literal["symbol_limit", "total_limit"]
 LIMIT_NAMES: tuple[LimitName, ...] = ("symbol_limit", "total_limit")
 
-_FIRST = STEPS_PCT[0] / 100.0
-_UP = tuple(step / 100.0 for step in STEPS_PCT)
-_DOWN = tuple((step - HYSTERESIS_PCT) / 100.0 for step in STEPS_PCT)
+_FIRST = STEPS_PCT[0] / 100.0  # a half, so exact
 
 _counters: dict[CollectorRegistry, Counter] = {}
 _counters_lock = threading.Lock()
@@ -104,8 +102,9 @@ class WarningLadder:
         """How many steps are reached now."""
         if not math.isfinite(value_usd):
             return len(STEPS_PCT)
-        now = sum(value_usd >= limit_usd * up for up in _UP) if value_usd > 0 else 0
-        while now < before and value_usd >= limit_usd * _DOWN[now] and value_usd > 0:
+        # Multiplied before it is divided: 90 per cent of 57 is then 51.3, and as 57 * 0.9 a rounding above it.
+        now = sum(value_usd >= limit_usd * step / 100.0 for step in STEPS_PCT) if value_usd > 0 else 0
+        while now < before and value_usd >= limit_usd * (STEPS_PCT[now] - HYSTERESIS_PCT) / 100.0 and value_usd > 0:
             now += 1
         return now
 

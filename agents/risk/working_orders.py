@@ -229,7 +229,7 @@ class WorkingOrders:
 
     def settle(self, client_order_id: str, *, accepted: bool) -> WorkingOrder | None:
         """The venue has answered the amendment. ``None`` for an unknown id; nothing to settle changes nothing."""
-        order = self.orders.get(client_order_id)
+        order = self.orders.get(client_order_id) if client_order_id.__class__ is str else None
         if order is None:
             return None
         if accepted and order.amended_quantity is not None and order.amended_price is not None:
@@ -242,7 +242,10 @@ class WorkingOrders:
 
     def remove(self, client_order_id: str) -> WorkingOrder | None:
         """The order is over. ``None`` for an unknown id."""
-        order = self.orders.pop(client_order_id, None)
+        try:
+            order = self.orders.pop(client_order_id, None)
+        except TypeError:  # no id at all: what cannot be a key names no order
+            return None
         if order is None:
             return None
         work = self.by_symbol[order.symbol]

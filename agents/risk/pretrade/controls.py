@@ -337,7 +337,7 @@ class PreTradeControls:
         """Pass a fill on to the monitor, and count it as an execution of its strategy."""
         self.monitor.on_fill(symbol, side, qty, price, client_order_id=client_order_id)
         if self._repeated is not None:
-            self._repeated.on_fill(strategy or "")
+            self._repeated.on_fill(str(strategy or ""))
 
     def release(self, client_order_id: str) -> bool:
         """The order is over, or was not sent: it works no more. Messages and counts of the day stay counted.
