@@ -15,6 +15,13 @@ NEAR_MEDIAN = 0.25
 NEAR_MAX = 0.5
 """A single read above this part of it was such a moment."""
 
+KEPT = {
+    "linearizable_reads": "linearizable reads",
+    "atomic_multi_key": "atomic commits",
+    "survives_failover": "survives a failover",
+}
+"""What a store declares, in words."""
+
 FAULTS_SHOWN = 3
 """Faults of the history that are told one by one."""
 
@@ -88,8 +95,9 @@ def _guarantee_findings(seen: StoreSeen) -> list[Finding]:
         # A note: it is so by the nature of the store that was chosen, and nobody can mend it here.
         why = "agents remember it and say it again, but a node that was away would trade until then"
         found.append(Finding(NOTE, "promises", "a failover of this store can forget a confirmed freeze", why))
-    if not found and told:
-        what = f"linearizable reads, atomic commits, survives a failover, leases end within {told['lease_slack_ms']} ms"
+    if told:
+        kept = [words for name, words in KEPT.items() if told.get(name)]
+        what = ", ".join([*kept, f"a lease ends at most {told['lease_slack_ms']} ms late"])
         found.append(Finding(OK, "promises", what))
     if seen.note:
         found.append(Finding(NOTE, "promises", seen.note.rstrip(".")))

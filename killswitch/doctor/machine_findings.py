@@ -74,7 +74,8 @@ def gate_findings(seen: GateSeen, cluster: str, timing: Timing) -> list[Finding]
             what = f"the agent of {who} {wrote}, but there is no process {seen.writer_pid} here"
             found.append(Finding(NOTE, "gate", what, "it has just ended, or counts processes on its own (a container)"))
         severity = OK if seen.mode == "ACTIVE" else NOTE
-        what = f"{who}: {seen.mode} at epoch {seen.epoch}, permit {seen.permit_ms_left:.0f} ms left, its agent {wrote}"
+        permit = f"permit {seen.permit_ms_left:.0f} ms left"
+        what = f"{who}: {seen.mode} at epoch {seen.epoch}, {permit}, its agent (pid {seen.writer_pid}) {wrote}"
         found.append(Finding(severity, "gate", what))
         return found
     permit = "it never had a permit"

@@ -107,9 +107,24 @@ def test_where_all_is_well_nothing_is_more_than_a_note() -> None:
         "the history verifies (4 entries)",
         "c1 leads in term 3",
         "every router stops within 945 ms of a freeze where its node reaches the store, or by itself within 2100 ms",
-        "node n1: ACTIVE at epoch 4, permit 1800 ms left",
+        "node n1: ACTIVE at epoch 4, permit 1800 ms left, its agent (pid 77) wrote 200 ms ago",
+        "linearizable reads, atomic commits, survives a failover, a lease ends at most 3000 ms late",
     ):
         assert part in said
+
+
+def test_what_a_store_keeps_is_told_beside_what_it_does_not() -> None:
+    """Redis forgets, and reads linearizably all the same: the line of what holds is never left out."""
+    redis = {**ETCD.guarantees, "survives_failover": False, "lease_slack_ms": 1_500}
+    said = [
+        (finding.severity, finding.what)
+        for finding in store_findings(dataclasses.replace(ETCD, guarantees=redis), TIMING)
+        if finding.topic == "promises"
+    ]
+    assert said == [
+        (NOTE, "a failover of this store can forget a confirmed freeze"),
+        (OK, "linearizable reads, atomic commits, a lease ends at most 1500 ms late"),
+    ]
 
 
 def test_the_bounds_are_those_of_config_check() -> None:
