@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from agents.risk.account_inputs import LARGEST
 from agents.risk.account_limits import AccountLimits
 from agents.risk.account_state import AccountState
 from agents.scenarios.staged_account import StagedAccount
@@ -47,6 +48,8 @@ class ReplayOptions:
         faults = []
         if not (math.isfinite(self.balance_usd) and self.balance_usd > 0):
             faults.append(f"the balance is {self.balance_usd:g}; it is a finite number greater than 0")
+        elif self.balance_usd > LARGEST:
+            faults.append(f"the balance is {self.balance_usd:g}; it is at most {LARGEST:g}")
         if self.quantity is not None and (not math.isfinite(self.quantity) or self.quantity == 0):
             faults.append(f"the quantity is {self.quantity:g}; it is a finite number, above 0 long and below 0 short")
         if not self.symbol:
@@ -112,7 +115,7 @@ def replay(bars: Sequence[Bar], limits: AccountLimits, options: ReplayOptions) -
 
     Raises:
         BadTape: there is no bar, a bar's time cannot be read, or the bars go back in time.
-        ValueError: the options are not sound, or the limits do not know the symbol.
+        ValueError: the options are not sound, the position is too large, or the limits do not know the symbol.
     """
     faults = options.faults()
     if limits.known_symbols is not None and options.symbol not in limits.known_symbols:
@@ -123,6 +126,8 @@ def replay(bars: Sequence[Bar], limits: AccountLimits, options: ReplayOptions) -
     moments = _moments(bars)
     first_usd = bars[0].open
     quantity = options.quantity if options.quantity is not None else options.balance_usd / first_usd
+    if abs(quantity) > LARGEST:
+        raise ValueError(f"the position would be {quantity:g}; it is at most {LARGEST:g}")
     account = StagedAccount(moments[0], options.balance_usd, limits)
     account.fill(options.symbol, "buy" if quantity > 0 else "sell", abs(quantity), first_usd)
     per_bar = len(ticks) // len(bars)
@@ -174,9 +179,13 @@ def table(played: Replay) -> str:
     deepest_pct = max(body["max_drawdown_pct"], 1e-9)
     for point in _thinned(played.path):
         bar = "#" * math.ceil(BAR_CHARACTERS * point.drawdown_pct / deepest_pct)
-        lines.append(f"{point.at[:16]:<18}{point.drawdown_pct:>7.2f} %  {bar}")
-    lines += ["", f"{played.account.warnings} warnings, {played.account.kills} kills"]
+        lines.append(f"{point.at[:16]:<18}{point.drawdown_pct:>7.2f} %  {bar}".rstrip())
+    lines += ["", f"{_counted(played.account.warnings, 'warning')}, {_counted(played.account.kills, 'kill')}"]
     return "\n".join(lines)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _thinned(path: Sequence[Point]) -> list[Point]:

@@ -340,6 +340,8 @@ _SCENARIOS: Final[dict[str, tuple[str, Callable[[RigRun], None]]]] = {
 }
 
 NAMES: Final = tuple(_SCENARIOS)
+TITLES: Final[dict[str, str]] = {name: title for name, (title, _) in _SCENARIOS.items()}
+"""What each stages, by name."""
 
 
 def play(name: str) -> RigRun:

@@ -139,22 +139,29 @@ def bars_from_csv(path: Path) -> list[Bar]:
     """Read one-minute bars with the columns ``timestamp,open,high,low,close,volume``.
 
     Raises:
-        BadTape: the file is empty, lacks a column, or a row holds no, a non-finite, a negative or a zero price.
+        BadTape: the file is empty, is no CSV, lacks a column, or a row holds no, a non-finite, a negative or a zero
+            price.
         OSError: the file cannot be read.
     """
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        names = rows.fieldnames
-        if not names:
-            raise BadTape(f"{path}: the file is empty; it needs a first line with {','.join(BAR_COLUMNS)}")
-        missing = [name for name in BAR_COLUMNS if name not in names]
-        if missing:
-            raise BadTape(f"{path}:1: there is no column {', '.join(missing)}; the columns are {','.join(BAR_COLUMNS)}")
-        bars: list[Bar] = []
-        for row in rows:
-            if len(bars) >= BARS_MAX:
-                raise BadTape(f"{path}:{rows.line_num}: there are more than {BARS_MAX} bars; play a part of the file")
-            bars.append(_bar(row, f"{path}:{rows.line_num}"))
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return _bars(csv.DictReader(file), path)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise BadTape(f"{path}: is no CSV file in UTF-8 ({error})") from error
+
+
+def _bars(rows: csv.DictReader[str], path: Path) -> list[Bar]:
+    names = rows.fieldnames
+    if not names:
+        raise BadTape(f"{path}: the file is empty; it needs a first line with {','.join(BAR_COLUMNS)}")
+    missing = [name for name in BAR_COLUMNS if name not in names]
+    if missing:
+        raise BadTape(f"{path}:1: there is no column {', '.join(missing)}; the columns are {','.join(BAR_COLUMNS)}")
+    bars: list[Bar] = []
+    for row in rows:
+        if len(bars) >= BARS_MAX:
+            raise BadTape(f"{path}:{rows.line_num}: there are more than {BARS_MAX} bars; play a part of the file")
+        bars.append(_bar(row, f"{path}:{rows.line_num}"))
     if not bars:
         raise BadTape(f"{path}: there is no bar below the line of column names")
     return bars

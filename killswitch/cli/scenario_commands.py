@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
+import textwrap
 
 import click
 
-from killswitch.cli.context import EXIT_ERROR, EXIT_USAGE, CommandContext, CommandError, configure_logging
+from killswitch.cli.context import EXIT_ERROR, EXIT_USAGE, CommandContext, CommandError, configure_logging, talk
 
 SCENARIOS = {
     "risk-monitor": "Limits and an edge collapse on one RuntimeRiskMonitor; byte for byte the same with "
     "MM_FREEZE_UTC_ISO set.",
-    "chaos": "Account monitor and circuit breaker: normal, flash_crash, fat_finger, extreme_volatility, recovery; "
-    "byte for byte the same for one --seed.",
-    "rig": "Exposure and policy, A to E: open at 120 %, soft at 16:16, hard at 16:28, the hard cap, throttled orders.",
+    "chaos": "Account monitor and circuit breaker on an account of 100,000 USD; byte for byte the same for one --seed.",
+    "rig": "Exposure, policy and derisk orders through a day of trading, on a clock of its own.",
 }
+"""Command -> what its runs are of."""
+
+WIDTH = 80
+NAME_WIDTH = 22
 
 
 @click.group()
@@ -23,10 +27,49 @@ def scenario() -> None:
 
 
 @scenario.command("list")
-def list_scenarios() -> None:
-    """List the scenarios."""
+@click.pass_obj
+def list_scenarios(context: CommandContext) -> None:
+    """List the scenarios, and the runs of each by name."""
+    runs = _runs()
+    if context.wants_json:
+        body = [
+            {"name": name, "meaning": meaning, "runs": [{"name": one, "title": title} for one, title in runs[name]]}
+            for name, meaning in SCENARIOS.items()
+        ]
+        context.emit_json("scenarios", {"scenarios": body})
+        return
     for name, meaning in SCENARIOS.items():
-        click.echo(f"{name}  {meaning}")
+        click.echo(_entry(name, meaning))
+        for one, title in runs[name]:
+            click.echo(_entry(f"  {one}", title))
+    talk("\nPlay one: killswitch scenario chaos flash_crash; all of a kind: killswitch scenario rig")
+
+
+def _runs() -> dict[str, list[tuple[str, str]]]:
+    """Name and title of every run that a command plays, as the runs themselves have them."""
+    from agents.scenarios.chaos import CHAOS  # noqa: PLC0415 - only when used
+    from agents.scenarios.rig import TITLES  # noqa: PLC0415 - only when used
+
+    return {
+        "risk-monitor": [],
+        "chaos": [(name, title) for name, (title, _) in CHAOS.items()],
+        "rig": [(name, f"{title}.") for name, title in TITLES.items()],
+    }
+
+
+def _entry(name: str, meaning: str) -> str:
+    """One entry of the list, folded to 80 columns."""
+    return textwrap.fill(
+        meaning,
+        WIDTH,
+        initial_indent=name.ljust(NAME_WIDTH),
+        subsequent_indent=" " * NAME_WIDTH,
+        break_on_hyphens=False,
+    )
+
+
+def _failed(check: str) -> str:
+    return textwrap.fill(check, WIDTH, initial_indent=" " * 5, subsequent_indent=" " * 7)
 
 
 @scenario.command("risk-monitor", help=SCENARIOS["risk-monitor"])
@@ -60,7 +103,7 @@ def rig(context: CommandContext, name: str) -> None:
             click.echo(f"{run.name}  {run.verdict:<6}  {held:>2}/{len(run.checks)} checks  {run.title}")
             for check in run.checks:
                 if not check.holds:
-                    click.echo(f"     {check.what}: expected {check.expected!r}, was {check.actual!r}")
+                    click.echo(_failed(f"{check.what}: expected {check.expected!r}, was {check.actual!r}"))
     if any(run.verdict != "OK" for run in runs):
         raise click.exceptions.Exit(EXIT_ERROR)
 

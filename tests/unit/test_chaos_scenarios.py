@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -154,6 +157,37 @@ def test_the_command_exits_1_when_a_verdict_fails_and_2_for_a_name_that_does_not
     assert json.loads(failed.stdout)["verdict"] == "FAILED"
 
 
-def test_the_list_of_scenarios_names_them() -> None:
-    listed = invoke("scenario", "list").stdout
-    assert all(name in listed for name in NAMES)
+@pytest.mark.parametrize("hash_seed", ["0", "4711"])
+def test_the_report_is_equal_to_the_byte_in_every_process(hash_seed: str) -> None:
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "MM_FREEZE_UTC_ISO": "", "COLUMNS": "33"}
+    ran = subprocess.run(
+        [sys.executable, "-c", "from killswitch.cli import main; main()", "-o", "json", "scenario", "chaos", "all"],
+        env=environment, capture_output=True, timeout=50, check=True,
+    )  # fmt: skip
+    runs = run_chaos("all", seed=1)
+    assert ran.stdout.decode() == report(runs, seed=1, start=FIXED_START, version=chaos.installed_version())
+    assert ran.stderr == b""
+
+
+# ---- the list of all scenarios
+
+
+def test_the_list_names_every_run_within_80_columns() -> None:
+    listed = invoke("scenario", "list").stdout.splitlines()
+    assert max(map(len, listed)) <= 80
+    named = [line.split()[0] for line in listed if line[2] != " "]
+    assert named == ["risk-monitor", "chaos", *NAMES, "rig", *"ABCDE"]
+
+
+def test_the_list_is_one_document_as_json() -> None:
+    body = json.loads(invoke("-o", "json", "scenario", "list").stdout)
+    assert body["schema"] == "killswitch.scenarios/1"
+    runs = {one["name"]: [run["name"] for run in one["runs"]] for one in body["scenarios"]}
+    assert runs == {"risk-monitor": [], "chaos": NAMES, "rig": list("ABCDE")}
+    assert all(run["title"] for one in body["scenarios"] for run in one["runs"])
+
+
+def test_every_run_that_is_listed_can_be_played() -> None:
+    for one in json.loads(invoke("-o", "json", "scenario", "list").stdout)["scenarios"]:
+        for arguments in ([], *([run["name"]] for run in one["runs"])):
+            assert invoke("scenario", one["name"], *arguments).exit_code == 0, (one["name"], arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from agents.scenarios.replay import PATH_POINTS, ReplayOptions, replay, table
 from agents.scenarios.tape import BadTape, Bar, bars_from_csv
 from killswitch.cli import cli
 
-REAL_TAPE = Path(__file__).resolve().parents[3] / "shared" / "data" / "btc-perp-1m-2022-01-20.csv"
+_TEST_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+REAL_TAPE = Path(os.environ.get("KILLSWITCH_TEST_BARS") or _TEST_DATA / "btc-perp-1m-2022-01-20.csv")
+"""Two days of one-minute bars of a BTC perpetual, 20 and 21 January 2022, as the demo's test takes them."""
 HEADER = "timestamp,open,high,low,close,volume\n"
 
 
@@ -107,6 +110,8 @@ def test_the_same_tape_gives_the_same_report_to_the_byte() -> None:
     [
         (ReplayOptions(balance_usd=0.0), "balance"),
         (ReplayOptions(balance_usd=float("inf")), "balance"),
+        (ReplayOptions(balance_usd=1.1e15), "balance is 1.1e\\+15; it is at most 1e\\+15"),
+        (ReplayOptions(quantity=-1.1e15), "position would be -1.1e\\+15"),
         (ReplayOptions(quantity=0.0), "quantity"),
         (ReplayOptions(quantity=float("nan")), "quantity"),
         (ReplayOptions(symbol=""), "symbol"),
@@ -140,8 +145,9 @@ def test_the_command_prints_a_table_or_one_document(tmp_path: Path) -> None:
     assert shown.stderr == ""
     lines = shown.stdout.splitlines()
     assert max(len(line) for line in lines) <= 80
+    assert all(line == line.rstrip() for line in lines)
     assert any(line.endswith("KILL") for line in lines)
-    assert lines[-1] == "1 warnings, 1 kills"
+    assert lines[-1] == "1 warning, 1 kill"
     body = json.loads(invoke("-o", "json", "replay", "--bars", str(path), "--quantity", "-1").stdout)
     assert body["schema"] == "killswitch.replay/1"
     assert (body["bars"], body["quantity"], body["kills"]) == (3, -1.0, 0)
@@ -161,6 +167,9 @@ def test_the_command_takes_limits_and_leaves_a_breakers_file_alone(tmp_path: Pat
     ("name", "content", "says"),
     [
         ("bars.csv", "", "empty"),
+        ("bars.csv", HEADER + "\x00,1,1,1,1,1\n", "no time"),
+        ("bars.csv", HEADER + '"' + "x" * 200_000, "is no CSV file"),
+        ("bars.csv", HEADER + "\udcff", "is no CSV file in UTF-8"),
         ("bars.csv", HEADER + "noon,1,1,1,1,1\n", "no time"),
         ("bars.csv", HEADER + "2026-01-31T00:00:00Z,nan,1,1,1,1\n", "finite"),
         ("limits.yaml", "max_drawdown: 1\n", "there is no such setting"),
@@ -176,14 +185,14 @@ def test_what_cannot_be_used_is_a_sentence_and_exit_code_2(
     if name is None:
         path.unlink()
     else:
-        (tmp_path / name).write_text(content)
+        (tmp_path / name).write_bytes(content.encode(errors="surrogateescape"))
     done = invoke("replay", "--bars", str(path), "--limits", str(limits))
     assert done.exit_code == 2, done.output
     assert says in done.stderr
     assert done.stdout == ""
 
 
-@pytest.mark.skipif(not REAL_TAPE.exists(), reason="the real tape is not there")
+@pytest.mark.skipif(not REAL_TAPE.exists(), reason="set KILLSWITCH_TEST_BARS to the file of bars")
 def test_the_real_fall_of_january_2022_warns_first_and_kills_on_its_first_evening() -> None:
     played = replay(bars_from_csv(REAL_TAPE), AccountLimits(), ReplayOptions())
     body = played.to_json()
