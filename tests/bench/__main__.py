@@ -17,7 +17,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.bench import account_monitor, exposure_book, freeze_fanout, gate_check, idle_agent, pretrade_check
+from tests.bench import (
+    account_monitor,
+    exposure_book,
+    freeze_fanout,
+    gate_check,
+    idle_agent,
+    pretrade_check,
+    risk_peers,
+    risk_threads,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 100
@@ -30,6 +39,8 @@ FULL: dict[str, Callable[[], list[Row]]] = {
     "idle_agent": idle_agent.run,
     "account_monitor": account_monitor.run,
     "exposure_book": exposure_book.run,
+    "risk_threads": risk_threads.run,
+    "risk_peers": risk_peers.run,
 }
 QUICK: dict[str, Callable[[], list[Row]]] = {
     "gate_check": lambda: gate_check.run(rounds=50),
@@ -38,6 +49,8 @@ QUICK: dict[str, Callable[[], list[Row]]] = {
     "idle_agent": lambda: idle_agent.run(seconds=6),
     "account_monitor": lambda: account_monitor.run(ticks=5_000),
     "exposure_book": lambda: exposure_book.run(calls=4_000),
+    "risk_threads": lambda: risk_threads.run(calls=8_000),
+    "risk_peers": lambda: risk_peers.run(calls=4_000, rounds=3),
 }
 
 COLUMNS = (("figure", 0), ("unit", 4), ("p50", 6), ("p99", 6), ("baseline", 8), ("ratio", 9), ("target", 11))
