@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import threading
 import types
 from collections.abc import Callable
 from decimal import Decimal
@@ -24,6 +23,7 @@ from agents.risk.limits import OrderRefused, RiskLimits
 from agents.risk.runtime_monitor import RuntimeRiskMonitor, create_risk_monitor
 from agents.scenarios import risk_monitor as demo
 from killswitch.link.messages import CancelResult
+from tests.unit.eager import together
 
 NOW = "2026-01-31T09:30:00.123456Z"
 BAD_NUMBERS = [math.nan, math.inf, -math.inf, 0.0, -1.0, "1", None, True, pytest.param(10**400, id="huge")]
@@ -378,9 +378,10 @@ def test_ten_thousand_fills_agree_with_decimals() -> None:
         held[symbol] += Decimal(str(qty)) * (1 if side == "buy" else -1)
         last[symbol] = Decimal(str(price))
     total = sum(abs(held[symbol]) * last[symbol] for symbol in symbols)
-    assert m.get_total_notional() == pytest.approx(float(total), rel=1e-6)
+    assert m.get_total_notional() == pytest.approx(float(total), rel=1e-15)
     # The running total that the check uses, not only the sum that the report makes.
-    assert m._book.total_usd == pytest.approx(float(total), rel=1e-12)
+    assert m._book.exact_total_usd == total
+    assert m._book.total_usd == float(total)
     for symbol in symbols:
         assert m.get_positions()[symbol] == float(held[symbol])
         side = "sell" if held[symbol] > 0 else "buy"
@@ -693,10 +694,8 @@ def test_eight_threads_lose_no_count() -> None:
     m = monitor(registry=registry)
     desk = Desk()
     froze: list[bool] = []
-    start = threading.Barrier(8)
 
     def hammer(number: int) -> None:
-        start.wait()
         for _ in range(rounds):
             m.on_fill("SHARED", "buy", 0.1, 1.0)
             m.on_fill(f"OWN{number}", "buy", 0.3, 1.0)
@@ -704,11 +703,7 @@ def test_eight_threads_lose_no_count() -> None:
             assert not m.check_before_order("SHARED", "buy", 1e9, 1.0)
         froze.append(m.auto_freeze_on_edge_drop(1.0, desk))
 
-    threads = [threading.Thread(target=hammer, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
+    together(*(lambda number=number: hammer(number) for number in range(8)))
     assert m.blocks_total == 8 * rounds
     assert m.get_positions() == {"SHARED": 8 * rounds / 10}
     assert m._book.total_usd == 8 * rounds / 10

@@ -7,8 +7,6 @@ import json
 import math
 import random
 import re
-import threading
-from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from agents.risk.breaker_settings import BreakerSettings
 from agents.risk.circuit_breaker import CircuitBreaker
 from agents.risk.events import FreezeEvent
 from agents.risk.settings_file import RiskFileError
+from tests.unit.eager import together
 
 START = dt.datetime(2026, 1, 31, 9, 30, tzinfo=dt.UTC)
 BTC = "BTCUSDT"
@@ -782,24 +781,16 @@ def test_eight_threads_lose_no_tick_and_no_fill() -> None:
     monitor = RiskMonitor(
         None, None, 1e9, limits=AccountLimits(max_account_leverage=9_000.0), registry=CollectorRegistry()
     )
-    start = threading.Barrier(8)
-
-    def hammer(work: Callable[[], object]) -> None:
-        start.wait()
-        for _ in range(1_000):
-            work()
 
     def fill() -> None:
-        monitor.on_fill("A", "buy", 0.1, 100.0)
+        for _ in range(1_000):
+            monitor.on_fill("A", "buy", 0.1, 100.0)
 
     def tick() -> None:
-        monitor.monitor_tick(PriceTick("A", 100.0))
+        for _ in range(1_000):
+            monitor.monitor_tick(PriceTick("A", 100.0))
 
-    threads = [threading.Thread(target=hammer, args=(work,)) for work in (fill, tick) * 4]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(*(fill, tick) * 4)
     summary = monitor.get_summary()
     assert (summary["ticks_total"], summary["fills_total"], summary["bad_inputs_total"]) == (4_000, 4_000, 0)
     assert summary["state"]["positions"] == {"A": 400.0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 import zoneinfo
 from decimal import Decimal
 from typing import Any
@@ -241,6 +242,20 @@ def test_the_life_of_an_order_and_the_registry() -> None:
     order, _ = registry.submit("intent", urgency="resting", **given)
     assert registry.submit("intent", urgency="resting", **given) == (order, False)
     assert registry.find(symbol="A", side="buy") == [order]
+    assert registry.by_intent("intent") is order
+    assert registry.find(symbol="A", side="sell") == registry.find(symbol="B") == []
+
+
+def test_a_cancel_and_a_replace_which_is_cancel_ack_new() -> None:
+    registry = OrderRegistry()
+    given: dict[str, Any] = {"symbol": "A", "bucket": "LT", "side": "buy", "quantity": Decimal(1), "price": Decimal(1)}
+    first, _ = registry.submit("one", urgency="resting", **given)
+    registry.acknowledge(first.order_id)
+    second = registry.replace(first.order_id, "two", quantity=Decimal(2), price=Decimal(3))
+    assert (first.state, second.state) == (RigOrderState.CANCELED, RigOrderState.WORKING)
+    assert (second.quantity, second.price, second.order_id != first.order_id) == (2, 3, True)
+    assert registry.cancel(second.order_id)
+    assert registry.find(live_only=True) == []
 
 
 # ---- the scenario runner
@@ -261,6 +276,15 @@ def test_scenarios_a_to_e(name: str, at: str, gross: float, mode: str) -> None:
     step = next(step for step in run.steps if step.get("at") == at)
     assert (step["gross_exposure_pct"], step["mode"]) == (gross, mode)
     assert run.verdict == "OK"
+
+
+def test_scenario_d_is_hard_at_any_time_of_the_day() -> None:
+    steps = [step for step in rig.play("D").steps if step.get("gross_exposure_pct") == 131.0]
+    assert {step["mode"] for step in steps} == {"HARD_DERISK"}
+    assert {step["regime"] for step in steps} == {"OPEN", "EARLY", "MID", "LATE", "CLOSE"}
+    for regime in Regime:
+        for minutes in (500.0, 15.0, 2.0, 0.0, math.inf):
+            assert TABLE.decide(regime, 131.0, 131.0, 90.0, 90.0, 30.0, 30.0, minutes)[0] is PolicyMode.HARD_DERISK
 
 
 def test_scenario_e_has_a_potential_of_135() -> None:
