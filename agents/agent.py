@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,16 @@ from agents.journal import Journal, JournalUnwritable
 from agents.link_server import FreezeRequest, LinkEvents, LinkServer
 from agents.membership import Identity, NameInUse
 from agents.metrics import AgentMetrics
+from agents.node_limits import NodeLimitsFiles, RunningLimits
 from agents.node_monitor import NodeMonitor
-from agents.routers import RouterBook, exposure_of
+from agents.risk.node_rule import NodeFinding
+from agents.routers import RouterBook, RouterPresence, exposure_of
 from agents.stopper import RouterStops
 from agents.store_session import Node, StoreSession
 from killswitch.cluster import Cluster, new_freeze_id
 from killswitch.config import AgentSettings
 from killswitch.core.canonical import sha256_hex
-from killswitch.core.flag import fitting_freeze
+from killswitch.core.flag import Freeze, fitting_freeze
 from killswitch.core.modes import Mode, strictest
 from killswitch.core.scopes import Scope
 from killswitch.gate import GateError, GateWriter
@@ -40,6 +42,8 @@ log = structlog.get_logger(__name__)
 
 SIGNAL_CHECK_S = 0.25
 """The main thread wakes this often: a signal that another thread has taken does not end its wait."""
+MONITOR = "monitor:"
+"""Stands before the source of a freeze that the node's own rules asked for."""
 LOOP_SILENT_AFTER_S = 5.0
 """A permit loop that has not turned for this long is stuck, and /healthz says so."""
 
@@ -51,13 +55,16 @@ class Agent:
         clusters: the cluster in each of its stores, at least one. A freeze in any of them freezes.
         settings: paths, ports, limits.
         identity: who this agent is.
+        limits: what its node is judged by.
 
     Raises:
         GateOwned: another agent of this node runs on this machine.
         JournalDamaged, JournalUnwritable, LinkUnavailable, GateUnavailable: said in one sentence; the gate is closed.
     """
 
-    def __init__(self, clusters: Sequence[Cluster], settings: AgentSettings, identity: Identity) -> None:
+    def __init__(
+        self, clusters: Sequence[Cluster], settings: AgentSettings, identity: Identity, limits: NodeLimitsFiles
+    ) -> None:
         self._clusters = tuple(clusters)
         first = self._clusters[0]
         self._identity = identity
@@ -65,7 +72,10 @@ class Agent:
         self._timing = first.timing
         self._stopping = threading.Event()
         self._stop_asked = False
-        self._raised: dict[str, str] = {}
+        self._raised: dict[tuple[str, Mode], str] = {}
+        self._paused: dict[str, str] = {}
+        self._reload_asked = False
+        self._judge_now = threading.Event()
         self._raised_lock = threading.Lock()
         self.name_taken: NameInUse | None = None
         self.failure: str | None = None
@@ -77,7 +87,17 @@ class Agent:
         self._scopes = FreezeScopes(settings.freeze_scope, identity.node)
         self._gate = GateWriter(settings.gate, cluster=first.name, node=identity.node)
         try:
-            self.monitor = NodeMonitor(settings.limits, on_freeze=self._monitor_froze, registry=self.registry)
+            self.limits = RunningLimits(limits, identity.node, state_dir=Path(settings.state_dir), clock=first.clock,
+                                        wall_clock=first.wall_clock, registry=self.registry)  # fmt: skip
+            self.monitor = NodeMonitor(
+                self.limits.rules,
+                node=identity.node,
+                settings=limits.limits.judgement,
+                actions=self,
+                clock=first.clock,
+                registry=self.registry,
+            )
+            self.limits.guard = self.monitor.set_guard
             self.sessions = self._open_sessions(settings)
             self.metrics = AgentMetrics(self.registry, [session.keeper for session in self.sessions], self.book)
             self._link = LinkServer(
@@ -106,7 +126,9 @@ class Agent:
             book=self.book,
             stops=self.stops,
             stopping=self._stopping,
-            utilization_pct=self.monitor.utilization_pct,
+            utilization_pct=self._utilization_pct,
+            risk=self._risk_summary,
+            limits_hash=lambda: self.limits.content_hash,
             sync_routers=lambda: self.stops.sync(self._link.push_stop, self._link.push_resume),
             after_ack=self._release_monitor_if_lifted,
         )
@@ -129,18 +151,27 @@ class Agent:
             for session in self.sessions
             for name, work in session.loops(self.metrics)
         ]
+        threads += [
+            threading.Thread(target=self._guarded, args=(work,), name=name, daemon=True)
+            for name, work in (("judgement", self._judgement_loop), ("limits", self._limits_loop))
+        ]
         watches = [session.watch() for session in self.sessions]
         try:
             for thread in threads:
                 thread.start()
             while not (self._stop_asked or self._stopping.wait(SIGNAL_CHECK_S)):
-                pass
+                self.monitor.watch()
+                if self._reload_asked:
+                    self._reload_asked = False
+                    self.limits.look_soon()
             self._stopping.set()
         finally:
             self._gate.close()
             self._stopping.set()
             for session in self.sessions:
                 session.wake()
+            self._judge_now.set()
+            self.limits.look_soon()
             for watch in watches:
                 watch.close()
             for thread in threads:
@@ -154,6 +185,10 @@ class Agent:
         """Ask :meth:`run` to end. Safe in a signal handler."""
         # A plain name and no Event: the handler runs inside the main thread's own wait, whose lock it would wait for.
         self._stop_asked = True
+
+    def reload(self) -> None:
+        """Ask for the files of limits to be read now. Safe in a signal handler."""
+        self._reload_asked = True  # a plain name, as in stop()
 
     # -- what /healthz and /readyz say ---------------------------------------------------------------------------
 
@@ -206,7 +241,7 @@ class Agent:
         del router, exposure  # the book has them; the monitor judges the node as a whole
         for session in self.sessions:
             session.report_soon()
-        self.monitor.observe(exposure_of(self.book.states()))
+        self._judge_now.set()
 
     def _router_answered(self, router: str) -> None:
         del router
@@ -218,38 +253,102 @@ class Agent:
             scope = Scope.parse(request.scope) if request.scope else self._scopes.scope_for(None)
         except ValueError:
             scope = self._scopes.scope_for(None)
-        self._raise(f"{request.source}:{request.trigger}", scope, request.trigger, request.reason, request.metadata)
-
-    def _monitor_froze(self, trigger: str, reason: str, symbol: str | None, figures: Mapping[str, Any]) -> None:
-        self._raise(f"monitor:{trigger}:{symbol}", self._scopes.scope_for(symbol), trigger, reason, figures)
-
-    def _raise(self, source: str, scope: Scope, trigger: str, reason: str, figures: Mapping[str, Any]) -> None:
-        """Freeze for one source; while its freeze is in force the same source does not freeze again."""
+        finding = NodeFinding(trigger=request.trigger, level="freeze", reason=request.reason, figures=request.metadata)
+        source = f"{request.source}:{request.trigger}"
         with self._raised_lock:
-            if source in self._raised and self._holds(self._raised[source]):
+            raised = self._raised.get((source, Mode.FROZEN))
+            if raised is None or not self._holds(raised):
+                self._raise(source, Mode.FROZEN, scope, finding)
+
+    # -- judging the node ----------------------------------------------------------------------------------------
+
+    def _judgement_loop(self) -> None:
+        while not self._stopping.is_set():
+            self._judge_now.wait(self.limits.judge_every_s)
+            self._judge_now.clear()
+            if self._stopping.is_set():
                 return
-            freeze = fitting_freeze(
-                id=new_freeze_id(),
-                scope=scope,
-                mode=Mode.FROZEN,
-                trigger=trigger,
-                reason=reason,
-                actor=f"agent:{self._identity.node}",
-                at=self._wall_clock(),
-                metadata={**figures, "source": source},
+            states = self.book.states()
+            live, lost = (
+                sum(state.presence is presence for state in states)
+                for presence in (RouterPresence.LIVE, RouterPresence.LOST)
             )
-            self._raised[source] = freeze.id
+            before = self.monitor.findings()
+            self.monitor.observe(exposure_of(states), routers_live=live, routers_lost=lost)
+            if [(one.source, one.finding.level) for one in before] != [
+                (one.source, one.finding.level) for one in self.monitor.findings()
+            ]:
+                for session in self.sessions:
+                    session.report_soon()
+
+    def _limits_loop(self) -> None:
+        self.limits.follow(self._stopping)
+
+    def _utilization_pct(self) -> float | None:
+        return self.limits.utilization_pct(exposure_of(self.book.states()).gross_usd)
+
+    def _risk_summary(self) -> dict[str, Any]:
+        return {"limits_hash": self.limits.content_hash, **self.monitor.summary()}
+
+    def freeze(self, source: str, mode: Mode, finding: NodeFinding) -> None:
+        """Have the cluster frozen for a finding of the node, unless its freeze is in force."""
+        key = (f"{MONITOR}{source}", mode)
+        with self._raised_lock:
+            raised = self._raised.get(key)
+            if raised is None:
+                self._raise(key[0], mode, self._scopes.scope_for(finding.symbol), finding)
+            # One that is not held any more was released; the next judgement knows it, and decides.
+
+    def pause(self, source: str, finding: NodeFinding) -> None:
+        """Close this node's gate for as long as the finding is made; the cluster is not told."""
+        with self._raised_lock:
+            if source in self._paused:
+                return
+            pause = self._freeze_of(source, Mode.FROZEN, Scope.parse(f"node:{self._identity.node}"), finding)
+            self._paused[source] = pause.id
             for session in self.sessions:
-                session.voice.raise_freeze(freeze)
+                session.keeper.raise_local(pause)
+
+    def resume(self, source: str) -> None:
+        """Take a pause back."""
+        with self._raised_lock:
+            pause_id = self._paused.pop(source, None)
+            if pause_id is None:
+                return
+            for session in self.sessions:
+                session.keeper.lift_local(pause_id)
+
+    def _raise(self, source: str, mode: Mode, scope: Scope, finding: NodeFinding) -> None:
+        """Freeze for one source. The lock is held."""
+        freeze = self._freeze_of(source, mode, scope, finding)
+        self._raised[(source, mode)] = freeze.id
+        for session in self.sessions:
+            session.voice.raise_freeze(freeze)
         self.metrics.freezes_raised.labels(freeze.trigger).inc()
+
+    def _freeze_of(self, source: str, mode: Mode, scope: Scope, finding: NodeFinding) -> Freeze:
+        figures = dict(finding.figures)
+        if finding.value is not None or finding.limit is not None:
+            figures = {"value": finding.value, "limit": finding.limit, **figures}
+        return fitting_freeze(
+            id=new_freeze_id(),
+            scope=scope,
+            mode=mode,
+            trigger=finding.trigger,
+            reason=finding.reason,
+            actor=f"agent:{self._identity.node}",
+            at=self._wall_clock(),
+            metadata={**figures, "source": source},
+        )
 
     def _release_monitor_if_lifted(self) -> None:
         with self._raised_lock:
-            lifted = [source for source, freeze_id in self._raised.items() if not self._holds(freeze_id)]
-            for source in lifted:
-                del self._raised[source]
-        if any(source.startswith("monitor:") for source in lifted):
-            self.monitor.released()
+            lifted = [key for key, freeze_id in self._raised.items() if not self._holds(freeze_id)]
+            for key in lifted:
+                del self._raised[key]
+        sources = [source.removeprefix(MONITOR) for source, _ in lifted if source.startswith(MONITOR)]
+        if sources:
+            self.monitor.released(sources)
 
     def _holds(self, freeze_id: str) -> bool:
         return any(session.keeper.holds(freeze_id) for session in self.sessions)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -44,7 +45,6 @@ class Identity:
     node: str
     instance: str
     build: str
-    limits_hash: str
     gate: str
 
 
@@ -80,9 +80,17 @@ def is_material(before: ReportRecord | None, now: ReportRecord) -> bool:
     quantities = {symbol: holding.quantity for symbol, holding in now.holdings.items()}
     if quantities != {symbol: holding.quantity for symbol, holding in before.holdings.items()}:
         return True
+    if _levels(before.risk) != _levels(now.risk):
+        return True
     threshold_usd = MATERIAL_FRACTION * max(now.gross_usd, before.gross_usd)
     moved_usd = max(abs(now.gross_usd - before.gross_usd), abs(now.pnl_usd - before.pnl_usd))
     return moved_usd > threshold_usd
+
+
+def _levels(risk: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """What the node's rules find, without the figures, which move all the time."""
+    names = ("rule", "trigger", "symbol", "level")
+    return [tuple(finding.get(name) for name in names) for finding in risk.get("findings", [])]
 
 
 class Membership:
@@ -96,6 +104,8 @@ class Membership:
         book: RouterBook,
         *,
         utilization_pct: Callable[[], float | None],
+        risk: Callable[[], dict[str, Any]],
+        limits_hash: Callable[[], str],
         report_min_interval_ms: int,
         report_max_interval_ms: int,
     ) -> None:
@@ -104,6 +114,9 @@ class Membership:
         self._keeper = keeper
         self._book = book
         self._utilization_pct = utilization_pct
+        self._risk = risk
+        self._limits_hash = limits_hash
+        self._registered_hash = ""
         self._min_interval_ns = report_min_interval_ms * NANOSECONDS_PER_MS
         self._max_interval_ns = report_max_interval_ms * NANOSECONDS_PER_MS
         self._lease: Lease | None = None
@@ -137,15 +150,17 @@ class Membership:
         key = self._cluster.keys.under("nodes", self._identity.node)
         entry = self._cluster.store.read(key)
         self._outwait_longer_permits(entry)
+        limits_hash = self._limits_hash()
         record = NodeRecord(
             node=self._identity.node,
             permit_ttl_ms=self._cluster.timing.permit_ttl_ms,
             build=self._identity.build,
-            limits_hash=self._identity.limits_hash,
+            limits_hash=limits_hash,
             address=os.uname().nodename,
             registered_at=self._cluster.wall_clock(),
         )
         self._cluster.store.commit({key: entry.version if entry else None}, {key: record.to_bytes()})
+        self._registered_hash = limits_hash
 
     def _outwait_longer_permits(self, entry: Entry | None) -> None:
         """Let the permits of an earlier run run out before the record promises a shorter time than they have."""
@@ -271,6 +286,8 @@ class Membership:
         if not (self._lease_key_is_ours() and self._store_has_record()):
             return False
         self._keeper.lease_confirmed(now)
+        if self._registered_hash != self._limits_hash():
+            self._register()  # the node's limits have changed
         return True
 
     def _drop_dead_lease(self) -> None:
@@ -330,6 +347,7 @@ class Membership:
             working_orders=exposure.working_orders,
             working_notional_usd=exposure.working_notional_usd,
             utilization_pct=self._utilization_pct(),
+            risk=self._risk(),
             last_sequence=exposure.last_sequence,
             routers=[
                 RouterReport(

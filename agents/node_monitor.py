@@ -1,75 +1,241 @@
-"""The node's own risk monitor: the seeds' RuntimeRiskMonitor over the sum of what the node's routers hold.
+"""Judges the node as a whole and acts on it: warns, pauses this node, or has the cluster frozen.
 
-Its limits refuse nothing here (routers check before each order); they show as utilisation. Its edge threshold freezes.
-A monitor that raises is a breach and not a nuisance: it freezes too (UNKNOWN IS FROZEN).
+The rules only say what is wrong now; here is what follows from it. A freeze is asked for once and stands until a person
+releases it. What a person has released counts as accepted until it gets worse (decision 0007, as for the rules of the
+coordinator). A pause closes this node's gate and goes by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, Protocol
 
 import structlog
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from agents.risk.events import FreezeEvent
-from agents.risk.runtime_monitor import RuntimeRiskMonitor
+from agents.risk.node_judgement import Judged, NodeJudgement
+from agents.risk.node_rule import LEVEL_RANK, NodeFinding, NodeHolding, NodeRule, NodeSnapshot
+from agents.risk.risk_limits_file import JudgementSettings
 from agents.routers import NodeExposure
-from killswitch.config import NodeLimits
+from killswitch.clock import NowNs
+from killswitch.core.canonical import finite_or_text
+from killswitch.core.modes import Mode
 
 log = structlog.get_logger(__name__)
 
-NO_LIMIT_USD = 1e15
-"""Stands for a limit that is not set; beyond what any node holds, and still exact as a float."""
+ACCEPTED_MARGIN: Final = 1.05
+"""An accepted figure that has grown by more than this factor freezes again."""
+FINDINGS_REPORTED: Final = 20
+"""Findings in a report, the most severe first; the log has all of them."""
+JUDGEMENT_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0)
 
-OnMonitorFreeze = Callable[[str, str, str | None, Mapping[str, Any]], None]
-"""Takes trigger, reason, symbol and figures."""
+_MODES: Mapping[str, Mode] = {"reduce_only": Mode.REDUCE_ONLY, "freeze": Mode.FROZEN}
+
+
+class NodeActions(Protocol):
+    """What an agent can do about a finding. Each may be called again while it stands, and must then do nothing."""
+
+    def freeze(self, source: str, mode: Mode, finding: NodeFinding) -> None:
+        """Have the cluster frozen, unless a freeze of this source and mode is in force."""
+
+    def pause(self, source: str, finding: NodeFinding) -> None:
+        """Close this node's gate."""
+
+    def resume(self, source: str) -> None:
+        """Take a pause back."""
 
 
 class NodeMonitor:
-    """Feeds the monitor with the node's exposure and passes its freezes on.
+    """Feeds the rules with the node's exposure and acts on what they find.
 
     Args:
-        limits: those of this node; each may be absent.
-        on_freeze: how a freeze reaches the cluster.
-        registry: where ``freeze_triggered_total`` is counted.
+        rules: asked in this order.
+        node: name of the node.
+        settings: how long a rule may take, and what one that fails does.
+        actions: what follows from a finding.
+        clock: deadline clock.
+        registry: where findings are counted.
     """
 
-    def __init__(self, limits: NodeLimits, *, on_freeze: OnMonitorFreeze, registry: CollectorRegistry) -> None:
-        self._limits = limits
-        self._pass_on = on_freeze
-        self._gross_usd = 0.0
-        threshold = limits.edge_freeze_threshold_bps
-        self._monitor = RuntimeRiskMonitor(
-            max_inventory_usd_per_symbol=limits.max_inventory_usd_per_symbol or NO_LIMIT_USD,
-            max_total_notional_usd=limits.max_total_notional_usd or NO_LIMIT_USD,
-            edge_freeze_threshold_bps=-NO_LIMIT_USD if threshold is None else threshold,
-            on_freeze=self._frozen,
+    def __init__(
+        self,
+        rules: Sequence[NodeRule],
+        *,
+        node: str,
+        settings: JudgementSettings,
+        actions: NodeActions,
+        clock: NowNs,
+        registry: CollectorRegistry,
+    ) -> None:
+        self._node = node
+        self._rules = tuple(rules)
+        self._actions = actions
+        self._clock = clock
+        self._judgement = NodeJudgement(rules, budget_ms=settings.budget_ms, on_error=settings.on_error, clock=clock)
+        self._acting = threading.Lock()
+        self._standing: dict[str, Judged] = {}
+        self._late: dict[str, Judged] = {}
+        self._released: set[str] = set()
+        self._rules_released: set[str] = set()
+        self._accepted: dict[str, tuple[int, float]] = {}
+        self._found = Counter(
+            "killswitch_node_findings_total",
+            "Findings of the node's rules, each counted when it is made anew or changes its level.",
+            ["rule", "trigger", "level"],
             registry=registry,
         )
+        self._seconds = Histogram(
+            "killswitch_node_judgement_seconds",
+            "Time that all rules of the node took together.",
+            buckets=JUDGEMENT_BUCKETS_S,
+            registry=registry,
+        )
+        Gauge(
+            "killswitch_node_level",
+            "Most severe finding of the node now: 0 none, 1 warning, 2 pause, 3 reduce-only, 4 freeze.",
+            registry=registry,
+        ).set_function(lambda: float(max((_rank(one) for one in self.findings()), default=0)))
 
-    def observe(self, exposure: NodeExposure) -> None:
-        """Take the newest exposure of the node; freezes when an edge has collapsed or the monitor itself fails."""
-        try:
-            self._gross_usd = exposure.gross_usd
-            for symbol, edge_bps in exposure.edges_bps.items():
-                self._monitor.on_edge_update(symbol, edge_bps)
-        except Exception as error:
-            log.exception("monitor_failed")
-            self._pass_on("monitor_error", f"the node's risk monitor failed: {error!r}", None, {})
+    def set_guard(self, settings: JudgementSettings) -> None:
+        """Hold the rules to other settings from now on."""
+        self._judgement.set_guard(budget_ms=settings.budget_ms, on_error=settings.on_error)
 
-    def released(self) -> None:
-        """The cluster has been released from this monitor's freeze: watch for the next one."""
-        if self._monitor.is_frozen():
-            self._monitor.unfreeze("released in the cluster")
+    def observe(self, exposure: NodeExposure, *, routers_live: int, routers_lost: int) -> None:
+        """Judge the newest exposure of the node, on the thread that judges. Never raises."""
+        with self._acting:
+            rules_released, self._rules_released = self._rules_released, set()
+        if rules_released:
+            self._judgement.released(rules_released)
+        began_ns = self._clock()
+        judged = self._judgement.judge(self._snapshot(exposure, routers_live, routers_lost))
+        self._seconds.observe((self._clock() - began_ns) / 1e9)
+        with self._acting:
+            self._late = {}
+            self._act(judged)
 
-    def utilization_pct(self) -> float | None:
-        """Use of the node's total limit in per cent, ``None`` when no total limit is set."""
-        if self._limits.max_total_notional_usd is None:
-            return None
-        return 100.0 * self._gross_usd / self._limits.max_total_notional_usd
+    def watch(self) -> None:
+        """Act on a rule that does not answer; called regularly on another thread than the one that judges."""
+        late = self._judgement.overdue()
+        if late is None:
+            return
+        with self._acting:
+            if late.source not in self._late:
+                self._late[late.source] = late
+                self._act([*self._standing.values(), late])
 
-    def _frozen(self, event: FreezeEvent) -> None:
-        trigger = "monitor_error" if event.metadata.get("cause") == "monitor_error" else event.trigger
-        symbol = event.metadata.get("symbol")
-        self._pass_on(trigger, event.reason, symbol if isinstance(symbol, str) else None, event.metadata)
+    def released(self, sources: Iterable[str]) -> None:
+        """A person has released the freezes of these sources: what still holds is accepted as it is."""
+        with self._acting:
+            for source in sources:
+                self._released.add(source)
+                self._rules_released.add(source.partition(":")[0])
+
+    def findings(self) -> tuple[Judged, ...]:
+        """Return what holds now, the most severe first."""
+        with self._acting:
+            standing = list(self._standing.values())
+        return tuple(sorted(standing, key=lambda judged: (-_rank(judged), judged.source)))
+
+    def summary(self) -> dict[str, Any]:
+        """Return what a report says of the node's risk, as JSON values."""
+        body: dict[str, Any] = {"findings": [_told(judged) for judged in self.findings()[:FINDINGS_REPORTED]]}
+        for rule in self._rules:
+            say: Callable[[], Mapping[str, Any]] | None = getattr(rule, "summary", None)
+            if say is not None:
+                body[rule.name] = dict(say())
+        return dict(finite_or_text(body))
+
+    # -- acting; the lock is held --------------------------------------------------------------------------------
+
+    def _act(self, judged: Sequence[Judged]) -> None:
+        before, self._standing = self._standing, _most_severe(judged)
+        for source, one in self._standing.items():
+            known = before.get(source)
+            if known is None or known.finding.level != one.finding.level:
+                self._tell(one)
+            self._follow(source, one.finding)
+        for source, gone in before.items():
+            if source not in self._standing:
+                log.info("finding_gone", rule=gone.rule, trigger=gone.finding.trigger, symbol=gone.finding.symbol)
+            # A pause that became a freeze goes too: the freeze stands by now.
+            now = self._standing.get(source)
+            if gone.finding.level == "pause" and (now is None or now.finding.level != "pause"):
+                self._actions.resume(source)
+        for source in [name for name in (*self._accepted, *self._released) if name not in self._standing]:
+            self._accepted.pop(source, None)
+            self._released.discard(source)
+
+    def _follow(self, source: str, finding: NodeFinding) -> None:
+        if finding.level == "pause":
+            self._actions.pause(source, finding)
+        mode = _MODES.get(finding.level)
+        if mode is None:
+            return
+        if source in self._released:
+            self._released.discard(source)
+            if finding.value is not None:
+                self._accepted[source] = (LEVEL_RANK[finding.level], finding.value)
+                log.warning("finding_accepted", source=source, value=finding.value, reason=finding.reason)
+        accepted = self._accepted.get(source)
+        if accepted is not None and not _is_worse(finding, *accepted):
+            return
+        self._accepted.pop(source, None)
+        self._actions.freeze(source, mode, finding)
+
+    def _tell(self, judged: Judged) -> None:
+        finding = judged.finding
+        self._found.labels(rule=judged.rule, trigger=finding.trigger, level=finding.level).inc()
+        say = log.warning if finding.level == "warning" else log.critical
+        say("node_finding", node=self._node, **dict(finite_or_text(_told(judged))))
+
+    def _snapshot(self, exposure: NodeExposure, routers_live: int, routers_lost: int) -> NodeSnapshot:
+        return NodeSnapshot(
+            node=self._node,
+            now_ns=self._clock(),
+            holdings={
+                symbol: NodeHolding(held.quantity, held.mark_price_usd) for symbol, held in exposure.holdings.items()
+            },
+            gross_usd=exposure.gross_usd,
+            net_usd=exposure.net_usd,
+            pnl_usd=exposure.pnl_usd,
+            working_orders=exposure.working_orders,
+            working_notional_usd=exposure.working_notional_usd,
+            edges_bps=exposure.edges_bps,
+            routers_live=routers_live,
+            routers_lost=routers_lost,
+        )
+
+
+def _rank(judged: Judged) -> int:
+    return LEVEL_RANK[judged.finding.level]
+
+
+def _most_severe(judged: Iterable[Judged]) -> dict[str, Judged]:
+    """Keep of each source the most severe finding."""
+    kept: dict[str, Judged] = {}
+    for one in judged:
+        known = kept.get(one.source)
+        if known is None or _rank(one) > _rank(known):
+            kept[one.source] = one
+    return kept
+
+
+def _is_worse(finding: NodeFinding, accepted_rank: int, accepted_value: float) -> bool:
+    """Tell whether a finding has become worse than what a person has accepted; what cannot be told has."""
+    if finding.value is None or LEVEL_RANK[finding.level] > accepted_rank:
+        return True
+    return not finding.value <= accepted_value * (ACCEPTED_MARGIN if accepted_value > 0 else 1.0)
+
+
+def _told(judged: Judged) -> dict[str, Any]:
+    finding = judged.finding
+    return {
+        "rule": judged.rule,
+        "trigger": finding.trigger,
+        "level": finding.level,
+        "symbol": finding.symbol,
+        "value": finding.value,
+        "limit": finding.limit,
+        "reason": finding.reason,
+    }

@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
@@ -57,6 +58,8 @@ class Node:
         stops: what routers are told.
         stopping: set when the agent ends.
         utilization_pct: use of the node's limit, for reports.
+        risk: what the node's rules find, for reports.
+        limits_hash: tells the limits in force from others, for the node's record.
         sync_routers: pushes what has changed to the routers.
         after_ack: called after each turn of the thread *acks*.
     """
@@ -67,6 +70,8 @@ class Node:
     stops: RouterStops
     stopping: threading.Event
     utilization_pct: Callable[[], float | None]
+    risk: Callable[[], dict[str, Any]]
+    limits_hash: Callable[[], str]
     sync_routers: Callable[[], None]
     after_ack: Callable[[], None]
 
@@ -110,6 +115,8 @@ class StoreSession:
             self.keeper,
             node.book,
             utilization_pct=node.utilization_pct,
+            risk=node.risk,
+            limits_hash=node.limits_hash,
             report_min_interval_ms=node.settings.report_min_interval_ms,
             report_max_interval_ms=node.settings.report_max_interval_ms,
         )

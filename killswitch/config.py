@@ -112,15 +112,27 @@ class AgentSettings(_Section):
         "global", description="What a freeze by a monitor of this node covers."
     )
     limits: NodeLimits = Field(default_factory=NodeLimits, description="The node's own monitor.")
+    risk_limits: str | None = Field(
+        None,
+        description="File of the risk limits (config/risk_limits.yaml), instead of limits; followed as it changes.",
+    )
+    risk_rules: str | None = Field(
+        None, description="File of exposure and policy (config/risk_rules.yaml); needs risk_limits."
+    )
 
     def faults(self) -> list[str]:
-        """Return what does not fit together between the intervals of reports."""
-        if self.report_min_interval_ms <= self.report_max_interval_ms:
-            return []
-        return [
-            f"report_min_interval_ms ({self.report_min_interval_ms}) must be at most report_max_interval_ms "
-            f"({self.report_max_interval_ms})"
-        ]
+        """Return what does not fit together: the intervals of reports, and limits that stand in two places."""
+        faults = []
+        if self.report_min_interval_ms > self.report_max_interval_ms:
+            faults.append(
+                f"report_min_interval_ms ({self.report_min_interval_ms}) must be at most report_max_interval_ms "
+                f"({self.report_max_interval_ms})"
+            )
+        if self.risk_limits is not None and self.limits != NodeLimits():
+            faults.append("limits: stand in the file of risk_limits too (its section orders); write them there alone")
+        if self.risk_rules is not None and self.risk_limits is None:
+            faults.append("risk_rules: needs risk_limits, whose initial_balance_usd its percentages are of")
+        return faults
 
 
 class MoneyRule(_Section):

@@ -278,6 +278,8 @@ class ReportRecord(Record):
     utilization_pct: FiniteFloat | None
     last_sequence: NonNegativeInt | None
     routers: list[RouterReport]
+    risk: JsonObject = Field(default_factory=dict)
+    """What the node's rules find, the most severe first; empty from an agent that judges nothing."""
 
 
 class AckRecord(Record):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -59,11 +59,14 @@ class NodeJudgement:
         """Return what every rule finds. Never raises."""
         return tuple(Judged(rule.name, finding) for rule in self._rules for finding in self._ask(rule, snapshot))
 
-    def released(self) -> None:
-        """A person has released the node's freezes: rules that have a method ``released()`` are told. Never raises."""
+    def released(self, names: Collection[str]) -> None:
+        """A person has released freezes of these rules: those that have a method ``released()`` are told.
+
+        Never raises.
+        """
         for rule in self._rules:
             hear: Callable[[], None] | None = getattr(rule, "released", None)
-            if hear is None:
+            if hear is None or rule.name not in names:
                 continue
             try:
                 hear()

@@ -94,6 +94,12 @@ class ExposureSettings(Section):
         130.0, description="Per cent of equity. From this gross exposure on: HARD_DERISK, at any time of day."
     )
     buckets: BucketSettings = Field(default_factory=BucketSettings, description="Target and most of each bucket.")
+    long_term_symbols: list[SymbolName] = Field(
+        default_factory=list,
+        max_length=MAX_SYMBOLS_IN_A_GROUP,
+        description="Symbols whose positions the agent of a node counts to LT; all others are MM_PURE. A process that "
+        "keeps a book of its own names the bucket with every fill instead.",
+    )
     groups: dict[StrictStr, list[SymbolName]] = Field(
         default_factory=dict,
         max_length=MAX_GROUPS,

@@ -23,6 +23,9 @@ ORDER_RULES: Final = "killswitch.order_rules"
 NODE_RULES: Final = "killswitch.node_rules"
 """Group of entry points for rules that judge the node."""
 
+BUILT_IN_NODE_RULES: Final = frozenset({"limits", "account", "policy", "value_at_risk", "anomaly"})
+"""Names of the rules that come along; a rule of one's own has another."""
+
 MAX_RULES: Final = 100
 
 _METHODS = {ORDER_RULES: "refuses", NODE_RULES: "judge"}
@@ -72,7 +75,7 @@ def load_node_rules(references: Sequence[RuleReference]) -> list[NodeRule]:
     """
     rules: list[NodeRule] = [_made(reference, NODE_RULES) for reference in references]
     names = [rule.name for rule in rules]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted({name for name in names if names.count(name) > 1 or name in BUILT_IN_NODE_RULES})
     if twice:
         raise RuleNotUsable(f"two rules of the node are named {twice[0]!r}: what they find could not be told apart")
     return rules
@@ -94,8 +97,8 @@ def _made(reference: RuleReference, group: Literal["killswitch.order_rules", "ki
     name = getattr(rule, "name", None)
     if name is None:
         rule.name = type(rule).__name__
-    elif not isinstance(name, str) or not name:
-        raise RuleNotUsable(f"the rule {reference.rule} has the name {name!r}; a name is a text that is not empty")
+    elif not isinstance(name, str) or not name or ":" in name:
+        raise RuleNotUsable(f"the rule {reference.rule} has the name {name!r}; a name is a text without a colon")
     return rule
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -17,9 +18,15 @@ INVENTORY_MAX_USD = 24_000.0
 
 DRAWDOWN_HARD_USD_PER_ROUTER = 500.0
 DRAWDOWN_WARNING_SHARE = 0.5
+LIMIT_HEADROOM = 2.0
+EDGE_FREEZE_BPS = 1.0
 GROSS_WARNING_SHARE = 0.9
 GROSS_HARD_SHARE = 1.2
 """Above what all routers together may hold: a backstop, so that one rule trips and not two at the same instant."""
+
+
+EQUITY_SHARE = 1.0
+"""Equity of a node in terms of all that its routers may hold: a node's account is never leveraged."""
 
 
 class DemoCluster:
@@ -73,8 +80,33 @@ class DemoCluster:
             "drawdown": {"warning_usd": drawdown * DRAWDOWN_WARNING_SHARE, "hard_usd": drawdown},
             "gross_notional": {"warning_usd": gross / GROSS_HARD_SHARE * GROSS_WARNING_SHARE, "hard_usd": gross},
         }
-        text = yaml.safe_dump({"coordinator": {"rules": rules}}, sort_keys=False)
-        self._config.write_text(text, encoding="utf-8")
+        settings = {"agent": {"risk_limits": str(self._risk_limits)}, "coordinator": {"rules": rules}}
+        self._config.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        self._risk_limits.write_text(yaml.safe_dump(self._limits_of_a_node(), sort_keys=False), encoding="utf-8")
+
+    def _limits_of_a_node(self) -> dict[str, Any]:
+        """The limits of every agent and every router, wide enough that the coordinator's rules speak first."""
+        room_usd = INVENTORY_MAX_USD * len(self.symbols)
+        return {
+            # A node warns at half of what has the coordinator freeze, and freezes by itself at five times that.
+            "initial_balance_usd": room_usd * self._options.routers * EQUITY_SHARE,
+            "drawdown_warning": DRAWDOWN_HARD_USD_PER_ROUTER * DRAWDOWN_WARNING_SHARE / room_usd,
+            "max_daily_drawdown": DRAWDOWN_HARD_USD_PER_ROUTER * 5 / room_usd,
+            "orders": {
+                "max_inventory_usd_per_symbol": INVENTORY_MAX_USD * LIMIT_HEADROOM,
+                "max_total_notional_usd": room_usd * LIMIT_HEADROOM * self._options.routers,
+                "edge_freeze_threshold_bps": EDGE_FREEZE_BPS,
+            },
+            "pretrade": {
+                "permitted_symbols": list(self.symbols),
+                "order_size": {"max_value_usd": INVENTORY_MAX_USD / 4},
+                "input_health": {"max_age_ms": 5_000},
+                "price_collar": {"max_deviation_bps": 500.0},
+                "throttle": {"orders_per_s": 100, "symbol_orders_per_s": 50},
+                "duplicates": {"max_same_orders": 10, "window_ms": 1_000},
+                "working_orders": {"max_total": 100},
+            },
+        }
 
     def command(self, store_url: str, *arguments: str, output: str = "table") -> list[str]:
         """Arguments of the ``killswitch`` command."""
@@ -109,12 +141,17 @@ class DemoCluster:
                 arguments += ["--gate", str(self._gate(node)), "--link", str(self._link(node))]
                 arguments += ["--symbols", ",".join(self.symbols), "--seed", str(self._options.seed)]
                 arguments += ["--inventory-max-usd", str(INVENTORY_MAX_USD)]
+                arguments += ["--risk-limits", str(self._risk_limits)]
                 arguments += ["--stats", str(self.stats(router))]
                 yield router, arguments
 
     @property
     def _config(self) -> Path:
         return self._folder / "killswitch.yaml"
+
+    @property
+    def _risk_limits(self) -> Path:
+        return self._folder / "risk_limits.yaml"
 
     def _gate(self, node: str) -> Path:
         return self._folder / f"{node}.gate"

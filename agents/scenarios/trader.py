@@ -1,8 +1,8 @@
 """A trading program: one order router as one process, making a market on a simulated venue around its price tape.
 
 It uses what any trading firm's program would use and nothing more: the gate, the link to the agent, the order router
-and the risk monitor. It knows nothing of the scenario that it is part of. It quotes a few bids below the price and
-offers what it holds above it; it never sells short. When prices fall its bids are filled, so its inventory grows to
+and the limits of a file, which it follows while it trades. It knows nothing of the scenario that it is part of. It
+quotes a few bids below the price and offers what it holds above it; it never sells short. When prices fall its bids are filled, so its inventory grows to
 its limit and it loses money, as market makers do in a crash.
 
 It keeps quoting through a freeze: every attempt is refused by the gate before anything is sent, and counted by cause.
@@ -26,7 +26,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agents.risk.events import FreezeEvent
+from agents.risk.pretrade_settings import PreTradeSettings
+from agents.risk.process_limits import ProcessLimits
+from agents.risk.risk_limits_file import OrderLimitSettings, RiskLimitsFile
+from agents.risk.rule_loading import RuleNotUsable
 from agents.risk.runtime_monitor import RuntimeRiskMonitor
+from agents.risk.settings_file import RiskFileError
 from agents.routing.order_router import OrderRouter
 from agents.routing.order_types import Refused, VenueEvent, VenueEventKind
 from agents.routing.venue_client import SimulatedVenueClient, VenueDisconnected
@@ -205,6 +210,7 @@ class TraderOptions:
     inventory_max_usd: float
     seed: int
     stats: Path | None
+    risk_limits: Path | None = None
     tolerance_bps: float = DEFAULT_PLAN.tolerance_bps
 
 
@@ -213,6 +219,9 @@ class Trader:
 
     Args:
         options: who it is and whom it talks to.
+
+    Raises:
+        RiskFileError, RuleNotUsable: the file of limits cannot be used.
     """
 
     def __init__(self, options: TraderOptions) -> None:
@@ -238,6 +247,7 @@ class Trader:
         self._id_prefix = f"{options.router}-{now_ns():x}"
         self._router: OrderRouter | None = None
         self._link: RouterLink | None = None
+        self._limits = self._make_limits()
         self._client = SimulatedVenueClient(
             options.venue_host,
             options.venue_port,
@@ -265,9 +275,12 @@ class Trader:
         if gate is None:
             self._client.close()
             return 0
-        monitor = self._make_monitor()
         router = self._router = OrderRouter(
-            gate=gate, venue_client=self._client, monitor=monitor, venue=VENUE_NAME, node=self._options.node
+            gate=gate,
+            venue_client=self._client,
+            controls=self._limits.controls,
+            venue=VENUE_NAME,
+            node=self._options.node,
         )
         link = self._link = RouterLink(
             self._options.link,
@@ -277,9 +290,12 @@ class Trader:
             reconciled=left_behind == 0,
         )
         link.start()
+        ended = threading.Event()
+        threading.Thread(target=self._limits.follow, args=(ended,), name="limits", daemon=True).start()
         try:
-            self._trade(gate, router, link, monitor)
+            self._trade(gate, router, link, self._limits.monitor)
         finally:
+            ended.set()
             exit_code = self._finish(router, link)
             gate.close()
         return exit_code
@@ -291,15 +307,18 @@ class Trader:
                 return Gate.open(self._options.gate, wait_s=GATE_WAIT_S)
         return None
 
-    def _make_monitor(self) -> RuntimeRiskMonitor:
-        """Limits of this program alone, wide enough that the cluster's rules speak first."""
-        symbols = len(self._options.symbols)
-        return RuntimeRiskMonitor(
-            max_inventory_usd_per_symbol=self._plan.inventory_max_usd * LIMIT_HEADROOM,
-            max_total_notional_usd=self._plan.inventory_max_usd * LIMIT_HEADROOM * symbols,
+    def _make_limits(self) -> ProcessLimits:
+        """Limits of this program alone: those of the file, else ones that the cluster's rules speak before."""
+        if self._options.risk_limits is not None:
+            return ProcessLimits.of_file(self._options.risk_limits, on_freeze=self._on_monitor_freeze)
+        symbol_usd = self._plan.inventory_max_usd * LIMIT_HEADROOM
+        orders = OrderLimitSettings(
+            max_inventory_usd_per_symbol=symbol_usd,
+            max_total_notional_usd=symbol_usd * len(self._options.symbols),
             edge_freeze_threshold_bps=EDGE_FREEZE_BPS,
-            on_freeze=self._on_monitor_freeze,
         )
+        limits = RiskLimitsFile(orders=orders, pretrade=PreTradeSettings(throttle=None))
+        return ProcessLimits(limits, on_freeze=self._on_monitor_freeze)
 
     def _trade(self, gate: Gate, router: OrderRouter, link: RouterLink, monitor: RuntimeRiskMonitor) -> None:
         edge_bps = self._plan.spacing_bps - VENUE_COST_BPS
@@ -381,6 +400,8 @@ class Trader:
             self._link.request_freeze(event.trigger, event.reason, metadata=event.metadata)
 
     def _on_prices(self, prices_usd: Mapping[str, float]) -> None:
+        for symbol, price in prices_usd.items():
+            self._limits.controls.on_price(symbol, price)
         with self._lock:
             self._prices_usd = prices_usd
 
@@ -451,6 +472,7 @@ def _parse(arguments: Sequence[str] | None) -> TraderOptions:
     parser.add_argument("--link", required=True, help="Unix socket of the node's agent")
     parser.add_argument("--venue", required=True, metavar="HOST:PORT", help="the simulated venue")
     parser.add_argument("--symbols", default="BTCUSDT,ETHUSDT", help="what to quote, joined by commas")
+    parser.add_argument("--risk-limits", type=Path, help="file of limits like config/risk_limits.yaml, followed")
     parser.add_argument("--inventory-max-usd", type=float, default=DEFAULT_PLAN.inventory_max_usd, help="per symbol")
     parser.add_argument(
         "--tolerance-bps", type=float, default=DEFAULT_PLAN.tolerance_bps, help="smaller: quotes move more often"
@@ -476,13 +498,18 @@ def _parse(arguments: Sequence[str] | None) -> TraderOptions:
         inventory_max_usd=told.inventory_max_usd,
         seed=told.seed,
         stats=told.stats,
+        risk_limits=told.risk_limits,
         tolerance_bps=told.tolerance_bps,
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Trade on the simulated venue until SIGTERM; then cancel everything, say goodbye to the agent and end with 0."""
-    trader = Trader(_parse(arguments))
+    try:
+        trader = Trader(_parse(arguments))
+    except (RiskFileError, RuleNotUsable) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: trader.stop())
     try:

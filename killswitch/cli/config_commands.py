@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,12 +17,16 @@ def config() -> None:
 
 
 @config.command()
+@click.option("--risk-limits", type=click.Path(path_type=Path), help="Check this file of limits. [agent.risk_limits]")
+@click.option("--risk-rules", type=click.Path(path_type=Path), help="Check this file of rules. [agent.risk_rules]")
 @click.pass_obj
-def check(context: CommandContext) -> None:
+def check(context: CommandContext, risk_limits: Path | None, risk_rules: Path | None) -> None:
     """Check every setting, and print the bounds that follow: how long anybody may go on trading after a freeze.
 
+    Files of risk limits and rules are checked too, with path and line, and so is that their rules can be loaded.
     Exits 2 with one sentence for each fault.
     """
+    from killswitch.cli.risk_files import check_risk_files  # noqa: PLC0415 - only when used
     from killswitch.core.permit import worst_case  # noqa: PLC0415 - only when used
     from killswitch.stores.urls import parse_store_url  # noqa: PLC0415 - as above
 
@@ -30,9 +36,10 @@ def check(context: CommandContext) -> None:
             parse_store_url(url)
         except ValueError as error:
             raise CommandError(f"store: {error}", EXIT_USAGE) from error
+    risk = check_risk_files(settings, risk_limits, risk_rules)
     bounds = worst_case(settings.timing.to_core())
     if context.wants_json:
-        body = {
+        body: dict[str, Any] = {
             "cluster": settings.cluster,
             "store": _shown(settings.stores),
             "timing": settings.timing.model_dump(),
@@ -41,6 +48,7 @@ def check(context: CommandContext) -> None:
                 "unreachable_ms": round(bounds.unreachable_ms, 3),
                 "failover_ms": round(bounds.failover_ms, 3),
             },
+            "risk_files": {file.kind: file.to_json() for file in risk},
         }
         context.emit_json("config.check", body)
         return
@@ -52,6 +60,8 @@ def check(context: CommandContext) -> None:
         f"or by itself within {bounds.unreachable_ms:.0f} ms"
     )
     click.echo(f"a standby coordinator leads within {bounds.failover_ms:.0f} ms of the leader's death")
+    for file in risk:
+        click.echo(f"{file.path}: sound; {file.sentence}")
 
 
 @config.command()
@@ -69,11 +79,45 @@ def show(context: CommandContext) -> None:
 
 
 @config.command()
-def schema() -> None:
-    """Print the JSON schema of the settings file."""
+@click.option(
+    "--of",
+    "which",
+    type=click.Choice(["settings", "risk-limits", "risk-rules"]),
+    default="settings",
+    show_default=True,
+    help="Which file.",
+)
+def schema(which: str) -> None:
+    """Print the JSON schema of a file: of the settings, of the risk limits, or of the rules of exposure."""
+    click.echo(json.dumps(_schema_of(which), indent=2))
+
+
+def _schema_of(which: str) -> dict[str, Any]:
+    if which == "risk-limits":
+        from agents.risk.risk_limits_file import limits_schema  # noqa: PLC0415 - only when used
+
+        return limits_schema()
+    if which == "risk-rules":
+        from agents.risk.policy_settings import rules_schema  # noqa: PLC0415 - only when used
+
+        return rules_schema()
     from killswitch.config import Settings  # noqa: PLC0415 - only when used
 
-    click.echo(json.dumps(Settings.model_json_schema(), indent=2))
+    return Settings.model_json_schema()
+
+
+@config.command("limits-history")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.pass_obj
+def limits_history(context: CommandContext, file: Path) -> None:
+    """Show every change of risk limits that an agent wrote to FILE, and whether the chain of entries holds.
+
+    FILE is limits-audit.jsonl in the agent's state_dir. Exits 1 when something was changed, is missing or stands in
+    another order.
+    """
+    from killswitch.cli.risk_files import show_limits_history  # noqa: PLC0415 - only when used
+
+    show_limits_history(context, file)
 
 
 def _shown(urls: tuple[str, ...]) -> str | list[str]:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import click
 
-from killswitch.cli.context import EXIT_CONFLICT, CommandContext, CommandError, configure_logging
+from killswitch.cli.context import EXIT_CONFLICT, EXIT_USAGE, CommandContext, CommandError, configure_logging
 
 if TYPE_CHECKING:
-    from killswitch.config import Settings
+    from killswitch.config import AgentSettings, Settings
 
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
 
@@ -42,41 +42,54 @@ def agent_run(
 ) -> None:  # fmt: skip
     """Run the agent in the foreground until SIGTERM or SIGINT; the gate is closed on the way out.
 
-    The gate stays closed while the store cannot be reached; the agent goes on trying for ever. Exits 5 when another
-    agent holds this node's name or gate.
+    The gate stays closed while the store cannot be reached; the agent goes on trying for ever. Files of limits are
+    followed while it runs; SIGHUP has them read at once. Exits 2 when limits or rules cannot be used, and 5 when
+    another agent holds this node's name or gate.
     """
     from agents.agent import Agent  # noqa: PLC0415 - only the agent pays for it
     from agents.journal import JournalDamaged, JournalUnwritable  # noqa: PLC0415 - as above
     from agents.link_server import LinkUnavailable  # noqa: PLC0415 - as above
     from agents.membership import Identity  # noqa: PLC0415 - as above
-    from killswitch.core.canonical import canonical_json, sha256_hex  # noqa: PLC0415 - as above
+    from agents.node_limits import load_node_limits  # noqa: PLC0415 - as above
+    from agents.risk.limits_audit import AuditUnwritable  # noqa: PLC0415 - as above
 
     _require_name(node, "--node")
     settings = context.settings()
     given = {"gate": gate, "link": link, "state_dir": state_dir, "http_port": http_port}
     own = settings.agent.model_copy(update={name: value for name, value in given.items() if value is not None})
-    paths = {name: getattr(own, name).format(cluster=settings.cluster) for name in ("gate", "link", "state_dir")}
-    own = own.model_copy(update=paths)
+    own = own.model_copy(update=own_paths(own, settings.cluster))
+    try:
+        limits = load_node_limits(own)
+    except ValueError as error:  # RiskFileError, RuleNotUsable: what is wrong with limits or rules, as sentences
+        raise CommandError(str(error), EXIT_USAGE) from error
     identity = Identity(
         node=node,
         instance=secrets.token_hex(8),
         build=_build(),
-        limits_hash=sha256_hex(canonical_json(own.limits.model_dump()))[:16],
         gate=str(Path(own.gate).absolute()),
     )
     with context.clusters(settings) as stores:
         configure_logging("info")
         try:
-            daemon = Agent(stores.clusters, own, identity)
-        except (JournalDamaged, JournalUnwritable, LinkUnavailable) as error:
+            daemon = Agent(stores.clusters, own, identity, limits)
+        except ValueError as error:  # a section of the limits needs what is not installed or does not exist
+            raise CommandError(str(error), EXIT_USAGE) from error
+        except (AuditUnwritable, JournalDamaged, JournalUnwritable, LinkUnavailable) as error:
             raise CommandError(str(error)) from error
         except OSError as error:
             raise CommandError(f"{own.http_host}:{own.http_port} cannot be listened on ({error.strerror})") from error
+        signal.signal(signal.SIGHUP, lambda *_: daemon.reload())
         _run(daemon, f"agent of {node} at http://{own.http_host}:{daemon.http_port}")
         if daemon.name_taken is not None:
             raise CommandError(str(daemon.name_taken), EXIT_CONFLICT)
         if daemon.failure is not None:
             raise CommandError(daemon.failure)
+
+
+def own_paths(own: AgentSettings, cluster: str) -> dict[str, str]:
+    """The agent's paths with the name of the cluster in them."""
+    names = ("gate", "link", "state_dir", "risk_limits", "risk_rules")
+    return {name: getattr(own, name).format(cluster=cluster) for name in names if getattr(own, name) is not None}
 
 
 @click.group()

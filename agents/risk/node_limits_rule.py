@@ -1,0 +1,91 @@
+"""The node's own RuntimeRiskMonitor as a rule: use of its limits, and edges that have collapsed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from prometheus_client import CollectorRegistry
+
+from agents.risk.events import MONITOR_ERROR
+from agents.risk.node_rule import NodeFinding, NodeSnapshot
+from agents.risk.order_inputs import finite_number
+from agents.risk.risk_limits_file import OrderLimitSettings
+from agents.risk.runtime_monitor import RuntimeRiskMonitor
+from agents.risk.warning_ladder import STEPS_PCT
+
+WARN_FROM_PCT: Final = min(STEPS_PCT)
+
+
+class NodeLimitsRule:
+    """Limits of inventory warn here, step by step (routers refuse before each order); an edge that collapsed freezes.
+
+    Args:
+        limits: those of the node; each may be absent.
+        registry: where ``freeze_triggered_total`` is counted.
+    """
+
+    name = "limits"
+
+    def __init__(self, limits: OrderLimitSettings, *, registry: CollectorRegistry) -> None:
+        self._limits = limits
+        self.monitor = RuntimeRiskMonitor(
+            max_inventory_usd_per_symbol=limits.to_risk_limits().max_inventory_usd,
+            max_total_notional_usd=limits.to_risk_limits().max_total_notional,
+            edge_freeze_threshold_bps=limits.to_risk_limits().edge_freeze_threshold_bps,
+            registry=registry,
+        )
+
+    def set_limits(self, limits: OrderLimitSettings) -> None:
+        """Hold the node against other limits from now on."""
+        self._limits = limits
+        self.monitor.set_limits(limits.to_risk_limits())
+
+    def judge(self, snapshot: NodeSnapshot) -> Sequence[NodeFinding]:
+        """Return every edge that is below the threshold or no number, and every limit that is nearly used up."""
+        return [*self._edges(snapshot), *self._uses(snapshot)]
+
+    def _edges(self, snapshot: NodeSnapshot) -> list[NodeFinding]:
+        found = []
+        for symbol, edge_bps in sorted(snapshot.edges_bps.items()):
+            self.monitor.on_edge_update(symbol, edge_bps)
+            threshold = self.monitor.limits.edge_freeze_threshold_bps
+            edge = finite_number(edge_bps)
+            if edge is None or edge < threshold:
+                trigger = MONITOR_ERROR if edge is None else "edge_collapse"
+                figures = {"current_edge_bps": edge_bps, "threshold_bps": threshold}
+                reason = (
+                    f"the edge of {symbol} is {edge_bps}: it cannot be compared"
+                    if edge is None
+                    else f"Edge degradation: {edge:.2f} BPS < {threshold:.2f} BPS"
+                )
+                found.append(
+                    NodeFinding(trigger=trigger, level="freeze", reason=reason, symbol=symbol, figures=figures)
+                )
+        return found
+
+    def _uses(self, snapshot: NodeSnapshot) -> list[NodeFinding]:
+        most = self._limits
+        uses: list[tuple[str | None, float, float | None]] = [(None, snapshot.gross_usd, most.max_total_notional_usd)]
+        uses += [
+            (symbol, abs(held.value_usd), most.max_inventory_usd_per_symbol)
+            for symbol, held in sorted(snapshot.holdings.items())
+        ]
+        found = []
+        for symbol, used_usd, limit_usd in uses:
+            used_pct = None if limit_usd is None else 100.0 * used_usd / limit_usd
+            if limit_usd is None or used_pct is None or used_pct < WARN_FROM_PCT:
+                continue
+            step_pct = max(step for step in STEPS_PCT if used_pct >= step)
+            what = "notional over all symbols" if symbol is None else f"inventory in {symbol}"
+            reason = f"{what} is at {used_pct:.1f} % of {limit_usd:.2f} USD, past {step_pct} %"
+            found.append(
+                NodeFinding(trigger="limit_use", level="warning", reason=reason, symbol=symbol,
+                            value=used_usd, limit=limit_usd)
+            )  # fmt: skip
+        return found
+
+    def released(self) -> None:
+        """A person has released this node's freezes: watch for the next one."""
+        if self.monitor.is_frozen():
+            self.monitor.unfreeze("released in the cluster")

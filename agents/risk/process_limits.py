@@ -1,0 +1,150 @@
+"""The limits of one trading process, from ``risk_limits.yaml``: monitor and pre-trade controls, followed as it changes.
+
+.. code-block:: python
+
+    limits = ProcessLimits.of_file(Path("risk_limits.yaml"))
+    router = OrderRouter(gate=gate, venue_client=venue, controls=limits.controls)
+    threading.Thread(target=limits.follow, args=(stopping,), daemon=True).start()
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from agents.risk.events import FreezeEvent
+from agents.risk.limit_schedule import LimitSchedule, MinuteOfDay
+from agents.risk.limits_audit import LimitsAudit
+from agents.risk.live_limits import LiveLimits
+from agents.risk.pretrade.controls import PreTradeControls
+from agents.risk.pretrade.daily_counts import CalendarDay
+from agents.risk.risk_limits_file import RiskLimitsFile, load_risk_limits
+from agents.risk.rule_loading import load_order_rules
+from agents.risk.runtime_monitor import RuntimeRiskMonitor
+from agents.risk.warning_ladder import LimitWarning
+from killswitch.clock import NowNs, WallClock, now_ns, wall_now
+
+
+def utc_day() -> dt.date:
+    """The calendar day in UTC."""
+    return dt.datetime.now(dt.UTC).date()
+
+
+class ProcessLimits:
+    """Monitor and controls of one trading process.
+
+    Args:
+        limits: what to make them of.
+        path: the file that is followed; nothing is when ``None``.
+        audit: where changes of it are written down.
+        on_freeze: told every freeze of the monitor, as :class:`RuntimeRiskMonitor` has it.
+        on_warning: told every step of the warning ladder.
+        day: the calendar that counts of the day run by.
+        session_clock: minutes since midnight, for limits by time of day; without one such limits are at their
+            tightest all day.
+        registry: where the metrics are.
+        clock: deadline clock.
+        wall_clock: the time for people.
+
+    Raises:
+        RuleNotUsable: a rule of the team's own cannot be imported or made.
+
+    Attributes:
+        monitor: limits, positions, reservations, freeze.
+        controls: what every order is asked by.
+    """
+
+    def __init__(
+        self,
+        limits: RiskLimitsFile,
+        *,
+        path: Path | None = None,
+        audit: LimitsAudit | None = None,
+        on_freeze: Callable[[FreezeEvent], None] | None = None,
+        on_warning: Callable[[LimitWarning], None] | None = None,
+        day: CalendarDay = utc_day,
+        session_clock: MinuteOfDay | None = None,
+        registry: CollectorRegistry | None = None,
+        clock: NowNs = now_ns,
+        wall_clock: WallClock = wall_now,
+    ) -> None:
+        self._session_clock: MinuteOfDay = session_clock if session_clock is not None else _unknown_minute
+        own, schedule = limits.orders.to_risk_limits(), limits.orders.schedule
+        self.monitor = RuntimeRiskMonitor(
+            max_inventory_usd_per_symbol=own.max_inventory_usd,
+            max_total_notional_usd=own.max_total_notional,
+            edge_freeze_threshold_bps=own.edge_freeze_threshold_bps,
+            wall_clock=wall_clock,
+            on_freeze=on_freeze,
+            on_warning=on_warning,
+            registry=registry,
+            schedule=(
+                None if schedule is None else LimitSchedule(schedule, session_clock=self._session_clock, clock=clock)
+            ),
+            max_working_orders=limits.orders.max_working_orders,
+        )
+        self.controls = PreTradeControls(
+            limits.pretrade,
+            monitor=self.monitor,
+            day=day,
+            rules=load_order_rules(limits.rules.orders),
+            clock=clock,
+            registry=registry,
+        )
+        self._live: LiveLimits[RiskLimitsFile] | None = None
+        if path is not None:
+            self._live = LiveLimits(path, limits, apply=self._take, audit=audit, wall_clock=wall_clock)
+            self._live.note_start("the start of the process")
+
+    @classmethod
+    def of_file(
+        cls,
+        path: Path,
+        *,
+        audit: LimitsAudit | None = None,
+        on_freeze: Callable[[FreezeEvent], None] | None = None,
+        on_warning: Callable[[LimitWarning], None] | None = None,
+        registry: CollectorRegistry | None = None,
+    ) -> ProcessLimits:
+        """Read the file, make monitor and controls of it, and be ready to follow it.
+
+        Raises:
+            RiskFileError: the file cannot be used; one sentence for each fault.
+            RuleNotUsable: a rule of the team's own cannot be imported or made.
+        """
+        return cls(
+            load_risk_limits(path),
+            path=path,
+            audit=audit,
+            on_freeze=on_freeze,
+            on_warning=on_warning,
+            registry=registry,
+        )
+
+    def follow(self, stopping: threading.Event) -> None:
+        """Look at the file until told to stop; the work of a thread."""
+        if self._live is not None:
+            self._live.follow(stopping)
+
+    def look_soon(self) -> None:
+        """Have the file looked at now, and taken as it stands."""
+        if self._live is not None:
+            self._live.look_soon()
+
+    def faults(self) -> tuple[str, ...]:
+        """What is wrong with the file as it stands now; the limits in force are those from before."""
+        return () if self._live is None else self._live.faults
+
+    def _take(self, limits: RiskLimitsFile) -> None:
+        self.monitor.set_limits(limits.orders.to_risk_limits())
+        self.monitor.set_schedule(limits.orders.schedule, session_clock=self._session_clock)
+        self.controls.set_settings(limits.pretrade)
+
+
+def _unknown_minute() -> float:
+    """Nobody said which time of day it is: the schedule takes its tightest session."""
+    return -1.0

@@ -1,0 +1,179 @@
+"""What the command says of files of risk limits and rules: their faults by path and line, their changes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from killswitch.cli.context import EXIT_ERROR, EXIT_USAGE, CommandContext, CommandError, print_table, talk
+
+if TYPE_CHECKING:
+    from agents.risk.policy_settings import RiskRules
+    from agents.risk.risk_limits_file import RiskLimitsFile
+    from killswitch.config import Settings
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class CheckedFile:
+    """A file that is sound; ``kind`` is ``risk_limits`` or ``risk_rules``."""
+
+    kind: str
+    path: Path
+    sentence: str
+
+    def to_json(self) -> dict[str, str]:
+        """Return it as JSON values."""
+        return {"path": str(self.path), "sentence": self.sentence}
+
+
+def check_risk_files(settings: Settings, limits_path: Path | None, rules_path: Path | None) -> list[CheckedFile]:
+    """Check the files that were named, else those of the settings.
+
+    Raises:
+        CommandError: with every fault of both files, exit code 2.
+    """
+    from agents.risk.settings_file import load_risk_rules  # noqa: PLC0415 - only when used
+
+    named = settings.agent
+    if limits_path is None and rules_path is None:
+        limits_path = _path_of(named.risk_limits, settings.cluster)
+        rules_path = _path_of(named.risk_rules, settings.cluster)
+    faults: list[str] = []
+    checked = []
+    if limits_path is not None:
+        limits = _read(lambda: _limits_with_rules(limits_path), faults)
+        if limits is not None:
+            checked.append(CheckedFile("risk_limits", limits_path, _limits_sentence(limits)))
+            if named.risk_rules is not None and rules_path is not None and limits.initial_balance_usd is None:
+                faults.append(f"{limits_path}: initial_balance_usd: is needed by {rules_path}")
+    if rules_path is not None:
+        rules = _read(lambda: load_risk_rules(rules_path), faults)
+        if rules is not None:
+            _read(lambda: _calendar(rules), faults, f"{rules_path}: session.calendar: ")
+            checked.append(CheckedFile("risk_rules", rules_path, _rules_sentence(rules)))
+    if faults:
+        raise CommandError("\n".join(faults), EXIT_USAGE)
+    return checked
+
+
+def _path_of(named: str | None, cluster: str) -> Path | None:
+    return None if named is None else Path(named.format(cluster=cluster))
+
+
+def _read(read: Callable[[], T], faults: list[str], prefix: str = "") -> T | None:
+    try:
+        return read()
+    except ValueError as error:  # RiskFileError, RuleNotUsable, CalendarError: sentences
+        faults += [f"{prefix}{line}" for line in str(error).splitlines()]
+        return None
+
+
+def _limits_with_rules(path: Path) -> RiskLimitsFile:
+    """Read a file of limits, and have everything made that it asks for, as an agent or a trading process would.
+
+    Raises:
+        ValueError: it cannot be used; the message has one line for each fault.
+    """
+    from prometheus_client import CollectorRegistry  # noqa: PLC0415 - only when used
+
+    from agents.node_limits import figure_rules  # noqa: PLC0415 - only when used
+    from agents.risk.risk_limits_file import load_risk_limits  # noqa: PLC0415 - only when used
+    from agents.risk.rule_loading import RuleNotUsable, load_node_rules, load_order_rules  # noqa: PLC0415 - as above
+    from killswitch.clock import now_ns  # noqa: PLC0415 - only when used
+
+    limits = load_risk_limits(path)
+    faults = []
+    makes: tuple[Callable[[], object], ...] = (
+        lambda: load_order_rules(limits.rules.orders),
+        lambda: load_node_rules(limits.rules.node),
+        lambda: figure_rules(limits, clock=now_ns, registry=CollectorRegistry()),
+    )
+    for make in makes:
+        try:
+            make()
+        except ValueError as error:
+            faults.append(f"{path}: {error}")
+    if faults:
+        raise RuleNotUsable("\n".join(faults))
+    return limits
+
+
+def _calendar(rules: RiskRules) -> object:
+    import time  # noqa: PLC0415 - only when used
+
+    from agents.risk.node_policy_rule import session_clock  # noqa: PLC0415 - only when used
+    from killswitch.clock import now_ns  # noqa: PLC0415 - only when used
+
+    return session_clock(rules, wall_ns=time.time_ns, clock=now_ns)
+
+
+def _limits_sentence(limits: RiskLimitsFile) -> str:
+    """Say what is on, in one sentence."""
+    orders, pretrade = limits.orders, limits.pretrade
+    on = [name for name in type(pretrade).model_fields if _is_section_on(pretrade, name)]
+    parts = [
+        f"drawdown {limits.max_daily_drawdown:.2%}, leverage {limits.max_account_leverage:g}x of "
+        + ("no account" if limits.initial_balance_usd is None else f"{limits.initial_balance_usd:,.0f} USD"),
+        f"inventory {_usd(orders.max_inventory_usd_per_symbol)} a symbol, {_usd(orders.max_total_notional_usd)} in all",
+        f"pre-trade controls: {', '.join(on) or 'none'}",
+    ]
+    own = len(limits.rules.orders) + len(limits.rules.node)
+    if own:
+        parts.append(f"{own} rule{'s' if own > 1 else ''} of your own")
+    return "; ".join(parts)
+
+
+def _is_section_on(pretrade: Any, name: str) -> bool:
+    from pydantic import BaseModel  # noqa: PLC0415 - only when used
+
+    value = getattr(pretrade, name)
+    return isinstance(value, BaseModel) or (name == "permitted_symbols" and value is not None)
+
+
+def _usd(value: float | None) -> str:
+    return "not limited" if value is None else f"{value:,.0f} USD"
+
+
+def _rules_sentence(rules: RiskRules) -> str:
+    table = ", ".join(
+        f"{name} {getattr(rules.regimes, name).tolerance_pct:g} %" for name in type(rules.regimes).model_fields
+    )
+    return f"calendar {rules.session.calendar}; tolerance {table}; hard cap {rules.exposure.gross_hard_cap_pct:g} %"
+
+
+def show_limits_history(context: CommandContext, file: Path) -> None:
+    """Print the entries of an audit file; exit 1 when its chain does not hold.
+
+    Raises:
+        CommandError: the file cannot be read.
+    """
+    from rich.table import Table  # noqa: PLC0415 - only tables pay for it
+
+    from agents.risk.limits_audit import read_audit  # noqa: PLC0415 - only when used
+
+    try:
+        entries, faults = read_audit(file)
+    except OSError as error:
+        raise CommandError(f"{file}: cannot be read ({error.strerror})", EXIT_USAGE) from error
+    if context.wants_json:
+        context.emit_json("limits.history", {"file": str(file), "entries": entries, "faults": faults})
+    else:
+        table = Table("at", "by", "what", "setting", "before", "after", box=None, pad_edge=False)
+        for entry in entries:
+            head = (str(entry.get("at"))[:19] + "Z", str(entry.get("by")), str(entry.get("outcome")))
+            rows = [(str(one["setting"]), str(one["before"]), str(one["after"])) for one in entry.get("changes", [])]
+            rows += [("", "", str(fault)) for fault in entry.get("faults", [])]
+            for number, row in enumerate(rows or [("", "", "")]):
+                table.add_row(*(head if number == 0 else ("", "", "")), *row)
+        print_table(table)
+        if not faults:
+            talk(f"verified: {len(entries)} entries, each holding the hash of the one before")
+    for fault in faults:
+        talk(fault)
+    if faults:
+        sys.exit(EXIT_ERROR)
