@@ -1,9 +1,11 @@
 """Positions of an account with what they cost, valued at marks; it has no lock: its owner's lock guards it.
 
 Fills are exact decimals, so that a position that was bought and sold is flat and its profit is the sum of its cash
-flows, however many fills there were. Marks are floats and change two running totals. A running total of floats drifts,
-so that it is added up anew with one rounding after every fill and every few hundred marks; between two of these its
-error is below 1e-13 of the largest exposure seen in between, which is far below what the levels count as equal.
+flows, however many fills there were. Its value is a float, and so are the two running totals that marks and fills
+change. A running total of floats drifts, so that it is added up anew with one rounding after every few hundred of them,
+or as many as there are symbols: between two of these each adds at most 2.3e-16 of the largest exposure, 3e-12 in all
+with 10,000 symbols, which is far below what the levels count as equal. Neither a mark nor a fill costs more with more
+symbols.
 """
 
 from __future__ import annotations
@@ -11,11 +13,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from decimal import Decimal
-from types import MappingProxyType
 from typing import Final
 
 from agents.risk.account_state import Holding
 from agents.risk.exact import EXACT, ZERO, exact
+from agents.risk.quantity_snapshot import QuantitySnapshot
 
 MARKS_BETWEEN_SUMS: Final = 256
 
@@ -47,22 +49,22 @@ class AccountBook:
 
     Attributes:
         lines: positions by symbol; one that is flat is not among them.
-        positions: signed quantities, read-only; a new mapping after every change.
+        positions: signed quantities, read-only; another mapping after every change.
         exposure_usd: sum of absolute positions at their marks.
         open_usd: profit and loss of what is held.
         closed: realised profit and loss, exact.
     """
 
-    __slots__ = ("_marks_left", "closed", "exposure_usd", "lines", "open_usd", "positions")
+    __slots__ = ("_until_sum", "closed", "exposure_usd", "lines", "open_usd", "positions")
 
     def __init__(self) -> None:
         """Start flat."""
         self.lines: dict[str, Line] = {}
-        self.positions: Mapping[str, float] = MappingProxyType({})
+        self.positions = QuantitySnapshot()
         self.exposure_usd = 0.0
         self.open_usd = 0.0
         self.closed = ZERO
-        self._marks_left = MARKS_BETWEEN_SUMS
+        self._until_sum = MARKS_BETWEEN_SUMS
 
     def mark(self, line: Line, price: float) -> None:
         """Value one position at a new price."""
@@ -77,8 +79,8 @@ class AccountBook:
         line.marked = True
         line.value_usd = value
         line.open_usd = open_usd
-        self._marks_left -= 1
-        if not self._marks_left:
+        self._until_sum -= 1
+        if not self._until_sum:
             self._add_up()
 
     def fill(self, symbol: str, change: Decimal, price: Decimal) -> None:
@@ -103,13 +105,26 @@ class AccountBook:
         if not all(math.isfinite(float(value)) for value in (after, cost, closed)):
             raise OverflowError("a position or its cost is more than a float can hold")
         self.closed = closed
+        new: Line | None = None
         if after == 0:
             self.lines.pop(symbol, None)
         else:
             marked = line is not None and line.marked
             mark = line.mark if line is not None and marked else float(price)
-            self.lines[symbol] = Line(after, cost, mark, marked=marked)
-        self._changed()
+            new = self.lines[symbol] = Line(after, cost, mark, marked=marked)
+        self.positions = self.positions.changed(symbol, None if new is None else new.quantity)
+        self._exchange(line, new)
+
+    def _exchange(self, before: Line | None, after: Line | None) -> None:
+        """Exchange what one position adds to the totals."""
+        self._until_sum -= 1
+        if len(self.lines) <= 1 or self._until_sum <= 0:
+            self._add_up()
+            return
+        for line, sign in ((before, -1.0), (after, 1.0)):
+            if line is not None:
+                self.exposure_usd += sign * line.value_usd
+                self.open_usd += sign * line.open_usd
 
     def replace(self, closed_pnl_usd: float, holdings: Mapping[str, Holding]) -> None:
         """Take an account as its keeper tells it; the numbers have been checked."""
@@ -124,14 +139,11 @@ class AccountBook:
             for symbol, holding in holdings.items()
             if holding.quantity != 0
         }
-        self._changed()
-
-    def _changed(self) -> None:
-        self.positions = MappingProxyType({symbol: line.quantity for symbol, line in self.lines.items()})
+        self.positions = QuantitySnapshot({symbol: line.quantity for symbol, line in self.lines.items()})
         self._add_up()
 
     def _add_up(self) -> None:
-        # More marks between two sums the more lines there are, so that a mark costs the same however many.
-        self._marks_left = max(MARKS_BETWEEN_SUMS, len(self.lines))
+        # The more lines there are the more marks and fills lie between two sums, so that one costs the same always.
+        self._until_sum = max(MARKS_BETWEEN_SUMS, len(self.lines))
         self.exposure_usd = math.fsum(line.value_usd for line in self.lines.values())
         self.open_usd = math.fsum(line.open_usd for line in self.lines.values())

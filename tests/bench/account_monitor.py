@@ -47,7 +47,33 @@ def run(ticks: int = TICKS) -> list[dict[str, Any]]:
     """Measure and return one row per number of symbols held, in microseconds, and one in the warning zone."""
     rows = [_row(count, ticks, "normal", AccountLimits()) for count in SYMBOL_COUNTS]
     warned = AccountLimits(leverage_warning=1e-6)
-    return [*rows, _row(1, ticks, "past a warning level", warned)]
+    rows.append(_row(1, ticks, "past a warning level", warned))
+    return [*rows, *(_fill_row(count, ticks) for count in (SYMBOL_COUNTS[0], SYMBOL_COUNTS[-1]))]
+
+
+def _fill_row(symbols: int, ticks: int) -> dict[str, Any]:
+    """A fill beside a tick of the same monitor."""
+    names = [f"S{number:05d}USDT" for number in range(symbols)]
+    monitor = RiskMonitor(None, None, BALANCE_USD, registry=CollectorRegistry())
+    monitor.monitor_tick(AccountTick(0.0, {name: Holding(0.5, 1_000.0, 1_000.0) for name in names}))
+    picked = random.Random(1).choices(names, k=ticks // 5 + WARM_UP)
+    took: tuple[list[int], list[int]] = ([], [])
+    timer = time.perf_counter_ns
+    gc.collect()
+    gc.disable()
+    try:
+        for name in picked:
+            tick = PriceTick(name, 1_000.5)
+            began = timer()
+            monitor.on_fill(name, "buy", 0.001, 1_000.5)
+            between = timer()
+            monitor.monitor_tick(tick)
+            took[0].append(between - began)
+            took[1].append(timer() - between)
+    finally:
+        gc.enable()
+    row = {"name": f"account fill, {symbols:,} symbols", "unit": "us", "baseline_name": "a tick of the same account"}
+    return row | _figures(took)
 
 
 def _row(symbols: int, ticks: int, kind: str, limits: AccountLimits) -> dict[str, Any]:
@@ -75,18 +101,24 @@ def _row(symbols: int, ticks: int, kind: str, limits: AccountLimits) -> dict[str
     assert summary["breaches_total"] == {"drawdown": 0, "leverage": 0}, "the bench must measure ticks without a breach"
     assert summary["bad_inputs_total"] == 0, "the bench must measure ticks that make sense"
     row: dict[str, Any] = {
-        "name": f"account tick, {kind}, {symbols} symbols: {rate:,.0f}/s",
+        "name": f"account tick, {kind}, {symbols:,} held: {rate / 1_000:.0f}k/s",
         "unit": "us",
         "baseline_name": "two running sums and two comparisons",
         "target": f">= {TARGET_PER_SECOND // 1_000}k/s",
         "ticks_per_second": round(rate),
     }
+    return row | _figures(took)
+
+
+def _figures(took: tuple[list[int], list[int]]) -> dict[str, float]:
+    """Percentiles of ours and of the baseline in microseconds, and their ratios."""
+    figures = {}
     for name, per_cent in (("p50", 50), ("p99", 99)):
         ours, baseline = (_percentile(times[WARM_UP:], per_cent) for times in took)
-        row[name] = round(ours / 1_000, 3)
-        row[f"baseline_{name}"] = round(baseline / 1_000, 3)
-        row[f"ratio_{name}"] = round(ours / baseline, 2)
-    return row
+        figures[name] = round(ours / 1_000, 3)
+        figures[f"baseline_{name}"] = round(baseline / 1_000, 3)
+        figures[f"ratio_{name}"] = round(ours / baseline, 2)
+    return figures
 
 
 def _rate(door: Callable[[PriceTick], AccountState], ticks: list[PriceTick]) -> float:
