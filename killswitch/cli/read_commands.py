@@ -128,6 +128,8 @@ def _node_lines(membership: Membership) -> list[dict[str, Any]]:
                 "pnl_usd": report.pnl_usd if report else None,
                 "last_sequence": report.last_sequence if report else None,
                 "reported_at": report.at if report else None,
+                "risk": dict(report.risk) if report else {},
+                "limits_hash": record.limits_hash if (record := membership.nodes.get(name)) else None,
             }
         )
     return lines
@@ -186,6 +188,22 @@ def _show_nodes(context: CommandContext) -> None:
                 _dash(line["last_sequence"]),
             )  # fmt: skip
         print_table(table)
+        for text in _risk_lines(lines):
+            click.echo(text)
+
+
+def _risk_lines(lines: list[dict[str, Any]]) -> list[str]:
+    """What the nodes' rules find, and which limits they run with where these are not the same everywhere."""
+    texts = [
+        f"{line['node']} {finding['level'].replace('_', '-')}: {finding['reason']}"
+        for line in lines
+        for finding in line["risk"].get("findings", [])
+    ]
+    live = {line["node"]: line["limits_hash"] for line in lines if line["state"] == "LIVE"}
+    if len(set(live.values())) > 1:
+        named = ", ".join(f"{node} {limits_hash}" for node, limits_hash in live.items())
+        texts.append(f"the nodes run with different limits: {named}")
+    return texts
 
 
 @click.command()

@@ -107,10 +107,14 @@ class Lab:
         # The first of each is the one that a test with a single store means.
         self.store, self.cluster = self.stores[0], self.clusters[0]
         self.config = self.folder / "killswitch.json"  # JSON is YAML
+        self.set_agent_settings(self.agent_settings)
+
+    def set_agent_settings(self, agent_settings: Mapping[str, Any]) -> None:
+        """Write the settings; agents that start from now on have these."""
         settings = {
             "timing": {key: getattr(TIMING, key) for key in TIMING.__dataclass_fields__},
             "coordinator": {"rules": dict(self.rules)},
-            "agent": dict(self.agent_settings),
+            "agent": dict(agent_settings),
         }
         self.config.write_text(json.dumps(settings))
 
