@@ -22,6 +22,8 @@ if TYPE_CHECKING:
         Holding,
         PriceTick,
     )
+    from agents.risk.anomaly import AnomalyDetector, AnomalyMonitor, AnomalyReading, AnomalyUnavailable
+    from agents.risk.anomaly_settings import AnomalySettings
     from agents.risk.breaker_machine import BreakerMode
     from agents.risk.breaker_settings import BreakerSettings, ReasonClass
     from agents.risk.circuit_breaker import BreakerTransition, CircuitBreaker, ReleaseRefused
@@ -55,12 +57,25 @@ if TYPE_CHECKING:
     from agents.risk.runtime_monitor import RuntimeRiskMonitor, create_risk_monitor
     from agents.risk.settings_file import RiskFileError, load_risk_rules
     from agents.risk.trading_session import AlwaysOpen, CalendarError, SessionClock, load_schedule, regime_at
+    from agents.risk.value_at_risk import (
+        FiguresUnavailable,
+        ReturnHistory,
+        ValueAtRiskFigures,
+        ValueAtRiskMonitor,
+        historical_es_usd,
+        historical_var_usd,
+        parametric_es_usd,
+        parametric_var_usd,
+    )
+    from agents.risk.value_at_risk_settings import ValueAtRiskSettings
     from agents.risk.warning_ladder import LimitWarning
 
 _MODULES = {
     "account_limits": "AccountLimits load_account_limits",
     "account_monitor": "RiskMonitor",
     "account_state": "AccountState AccountTick AlertLevel EngagementRecord Holding PriceTick",
+    "anomaly": "AnomalyDetector AnomalyMonitor AnomalyReading AnomalyUnavailable",
+    "anomaly_settings": "AnomalySettings",
     "breaker_machine": "BreakerMode",
     "breaker_settings": "BreakerSettings ReasonClass",
     "circuit_breaker": "BreakerTransition CircuitBreaker ReleaseRefused",
@@ -80,6 +95,9 @@ _MODULES = {
     "runtime_monitor": "RuntimeRiskMonitor create_risk_monitor",
     "settings_file": "RiskFileError load_risk_rules",
     "trading_session": "AlwaysOpen CalendarError SessionClock load_schedule regime_at",
+    "value_at_risk": "FiguresUnavailable ReturnHistory ValueAtRiskFigures ValueAtRiskMonitor historical_es_usd "
+    "historical_var_usd parametric_es_usd parametric_var_usd",
+    "value_at_risk_settings": "ValueAtRiskSettings",
     "warning_ladder": "LimitWarning",
 }
 
@@ -155,4 +173,18 @@ __all__ = [
     "ExposureSettings",
     "load_risk_rules",
     "RiskFileError",
+    "ValueAtRiskMonitor",
+    "ValueAtRiskFigures",
+    "ValueAtRiskSettings",
+    "ReturnHistory",
+    "historical_var_usd",
+    "historical_es_usd",
+    "parametric_var_usd",
+    "parametric_es_usd",
+    "FiguresUnavailable",
+    "AnomalyMonitor",
+    "AnomalyDetector",
+    "AnomalyReading",
+    "AnomalySettings",
+    "AnomalyUnavailable",
 ]

@@ -20,6 +20,7 @@ from typing import Any
 from tests.bench import (
     account_monitor,
     exposure_book,
+    figures,
     freeze_fanout,
     gate_check,
     idle_agent,
@@ -39,6 +40,7 @@ FULL: dict[str, Callable[[], list[Row]]] = {
     "idle_agent": idle_agent.run,
     "account_monitor": account_monitor.run,
     "exposure_book": exposure_book.run,
+    "figures": figures.run,
     "risk_threads": risk_threads.run,
     "risk_peers": risk_peers.run,
 }
@@ -49,6 +51,7 @@ QUICK: dict[str, Callable[[], list[Row]]] = {
     "idle_agent": lambda: idle_agent.run(seconds=6),
     "account_monitor": lambda: account_monitor.run(ticks=5_000),
     "exposure_book": lambda: exposure_book.run(calls=4_000),
+    "figures": lambda: figures.run(calls=300),
     "risk_threads": lambda: risk_threads.run(calls=8_000),
     "risk_peers": lambda: risk_peers.run(calls=4_000, rounds=3),
 }
