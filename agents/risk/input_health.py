@@ -55,14 +55,18 @@ class InputHealth:
     name = "input_health"
 
     def __init__(self, settings: InputHealthSettings, *, clock: NowNs, window_ms: int) -> None:
+        self._clock = clock
+        self._writing = threading.Lock()
+        self.prices: dict[str, WatchedPrice] = {}
+        self.set_window(window_ms)
+        self.set_settings(settings)
+
+    def set_settings(self, settings: InputHealthSettings) -> None:
+        """Judge by other ages and severities; the prices known stay. The lock of the controls is held."""
         self._max_age_ns = settings.max_age_ms * _NANOSECONDS_PER_MS
         self._frozen_after_ns = (
             None if settings.frozen_after_ms is None else settings.frozen_after_ms * _NANOSECONDS_PER_MS
         )
-        self._window_ns = window_ms * _NANOSECONDS_PER_MS
-        self._clock = clock
-        self._writing = threading.Lock()
-        self.prices: dict[str, WatchedPrice] = {}
         self._severities: dict[str, Severity] = {
             "price_missing": settings.missing,
             "price_stale": settings.stale,
@@ -70,6 +74,14 @@ class InputHealth:
             "quote_crossed": settings.crossed,
             "quote_frozen": settings.frozen,
         }
+
+    def set_window(self, window_ms: int) -> None:
+        """Let windows of the price range last so long from now on.
+
+        The ranges known stay: after a shorter window they reach back too far for a while, which refuses too much; a
+        longer one reaches back only as far as is known.
+        """
+        self._window_ns = window_ms * _NANOSECONDS_PER_MS
 
     def severity_of(self, kind: RefusalKind) -> Severity | None:
         """What a fault of this kind does; ``None`` for a kind that is not of the inputs."""

@@ -23,27 +23,27 @@ from typing import Any
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from agents.risk.events import MONITOR_ERROR
-from agents.risk.input_health import InputHealth
 from agents.risk.limits import OrderRefused, RefusalKind
 from agents.risk.order_inputs import plain_sign, read_order
 from agents.risk.order_simulation import OrderSimulation
-from agents.risk.pretrade.daily_counts import CalendarDay, DailyCounts
-from agents.risk.pretrade.duplicate_orders import DuplicateOrders
+from agents.risk.pretrade.control_faults import fault, raised, stepped
+from agents.risk.pretrade.daily_counts import CalendarDay
 from agents.risk.pretrade.guarded_rule import GuardedRule
-from agents.risk.pretrade.message_throttle import MessageThrottle
-from agents.risk.pretrade.order import CountingControl, PretradeOrder, PretradeRule
+from agents.risk.pretrade.known_controls import KnownControls
+from agents.risk.pretrade.order import PretradeOrder, PretradeRule
 from agents.risk.pretrade.order_size import OrderSize
 from agents.risk.pretrade.permitted_symbols import PermittedSymbols
 from agents.risk.pretrade.price_collar import PriceCollar
 from agents.risk.pretrade.refusal_counter import refusal_counter
-from agents.risk.pretrade.repeated_executions import RepeatedExecutions
 from agents.risk.pretrade.working_order_limits import WorkingOrderLimits
 from agents.risk.pretrade_settings import PreTradeSettings, Severity
 from agents.risk.runtime_monitor import RuntimeRiskMonitor
+from agents.risk.settings_diff import say_changed
 from killswitch.clock import NowNs, now_ns
 
 PERSIST_VERSION = 1
 
+_LONG_AGO_NS = -(2**63)
 _NANOSECONDS_PER_MS = 1_000_000
 _Refuses = Callable[[PretradeOrder], OrderRefused | None]
 
@@ -82,45 +82,76 @@ class PreTradeControls:
     ) -> None:
         self.monitor = monitor
         self.refused: Counter[RefusalKind] = Counter()
-        self._settings = settings
         self._clock = clock
-        self._budget_ns = int(settings.control_budget_ms * _NANOSECONDS_PER_MS)
         self._refused_total = refusal_counter(registry if registry is not None else REGISTRY)
         self._lock = threading.Lock()
         self._refused_lock = threading.Lock()
-        self._last_ns = -(2**63)
-        self._repeated = _made(RepeatedExecutions, settings.repeated_executions)
-        self._daily: DailyCounts | None = None
-        if settings.daily is not None:
-            if day is None:
-                raise ValueError("counts of the day need a calendar; pass day=, such as datetime.date.today")
-            self._daily = DailyCounts(settings.daily, day, reduces=self._reduces)
-        collar = settings.price_collar
-        self._health: InputHealth | None = None
-        if settings.input_health is not None:
-            window_ms = collar.window_ms if collar is not None else 60_000
-            self._health = InputHealth(settings.input_health, clock=clock, window_ms=window_ms)
-        self._watched = self._health.prices if self._health is not None else {}
-        throttle = _made(MessageThrottle, settings.throttle)
-        duplicates = _made(DuplicateOrders, settings.duplicates)
+        self._last_ns = _LONG_AGO_NS
+        self._own_rules = tuple(rules)
+        self._known = KnownControls(day=day, reduces=self._reduces, clock=clock)
+        self._known.require(settings)
+        with self._lock:
+            self._put_in_force(settings, _LONG_AGO_NS, limits_working_orders=settings.working_orders is not None)
+
+    def _put_in_force(self, settings: PreTradeSettings, now_ns: int, *, limits_working_orders: bool) -> None:
+        """Ask by these settings from now on. The lock is held."""
+        self._settings = settings
+        self._budget_ns = int(settings.control_budget_ms * _NANOSECONDS_PER_MS)
+        budget_ms = settings.control_budget_ms
+        self._rules = tuple(GuardedRule(rule, clock=self._clock, budget_ms=budget_ms) for rule in self._own_rules)
+        self._known.take(settings, now_ns=now_ns, last_ns=self._last_ns)
+        self._ask_known()
+        if limits_working_orders:
+            working = settings.working_orders
+            self.monitor.limit_working_orders(None if working is None else WorkingOrderLimits(working))
+
+    def _ask_known(self) -> None:
+        """Have every order asked by the controls in force. The lock is held."""
+        known, settings = self._known, self._settings
+        self._watched = known.health.prices if known.health is not None else {}
         # In the stated order; one that is off is a look that refuses nothing.
         self._looks = (
             _look(_made(PermittedSymbols, settings.permitted_symbols)),
             _look(_made(OrderSize, settings.order_size)),
-            _look(self._repeated),
-            _look(self._daily),
-            _look(self._health),
-            _look(_made(PriceCollar, collar)),
-            _look(throttle),
-            _look(duplicates),
+            _look(known.repeated),
+            _look(known.daily),
+            _look(known.health),
+            _look(_made(PriceCollar, settings.price_collar)),
+            _look(known.throttle),
+            _look(known.duplicates),
         )
-        self._counting: tuple[CountingControl, ...] = tuple(
-            control for control in (self._daily, throttle, duplicates) if control is not None
-        )
+        self._counting = known.counting
         self._counts = tuple(control.count for control in self._counting)
-        self._rules = tuple(GuardedRule(rule, clock=clock, budget_ms=settings.control_budget_ms) for rule in rules)
-        if settings.working_orders is not None:
-            monitor.limit_working_orders(WorkingOrderLimits(settings.working_orders))
+
+    # ---- settings
+
+    @property
+    def settings(self) -> PreTradeSettings:
+        """The settings in force."""
+        return self._settings
+
+    def set_settings(self, settings: PreTradeSettings) -> None:
+        """Ask by other settings from now on, in one step: every order is judged by the old ones or by the new ones.
+
+        What the controls know stays, and no message, count or release is ever given for the change; also when a
+        section goes and comes back (see :mod:`~agents.risk.pretrade.known_controls`). Of the throttle: a lower rate
+        holds at once for what was sent already, a higher one begins with no more than was left.
+
+        Raises:
+            ValueError: there are counts of the day and no calendar. Nothing has changed.
+        """
+        self._known.require(settings)
+        with self._lock:
+            before = self._settings
+            if settings == before:
+                return
+            try:
+                now_ns = max(int(self._clock()), self._last_ns)
+            except Exception:  # noqa: BLE001 - a limit must hold although a clock fails; no order passes meanwhile
+                now_ns = self._last_ns
+            changed = settings.working_orders != before.working_orders
+            self._put_in_force(settings, now_ns, limits_working_orders=changed)
+        say_changed("pre-trade settings changed", before, settings)
 
     # ---- before an order
 
@@ -216,11 +247,11 @@ class PreTradeControls:
         with self._lock:
             try:
                 order.now_ns, order.watched = int(self._clock()), self._watched.get(order.symbol)
-                stepped = order.now_ns < self._last_ns
+                went_back = order.now_ns < self._last_ns
             except Exception as error:  # noqa: BLE001 - a clock that fails leaves every age unknown
-                refusals.append(_fault(symbol, f"the clock raised {error!r}"))
+                refusals.append(fault(symbol, f"the clock raised {error!r}"))
             else:
-                refusals.extend([_stepped(order, self._last_ns)] if stepped else [])
+                refusals.extend([stepped(order, self._last_ns)] if went_back else [])
                 refusals.extend(self._look_at_all(order))
         refusals.extend(refusal for rule in self._rules if (refusal := rule.refuses(order)) is not None)
         return replace(
@@ -234,7 +265,7 @@ class PreTradeControls:
             try:
                 refusal = refuses(order)
             except Exception as error:  # noqa: BLE001 - whatever it raises, its answer is unknown
-                refusal = _raised(order, error)
+                refusal = raised(order, error)
             if refusal is not None:
                 found.append(refusal)
         return found
@@ -258,7 +289,7 @@ class PreTradeControls:
                 began_ns = order.now_ns = self._clock()
                 order.watched = self._watched.get(order.symbol)
                 if began_ns < self._last_ns:
-                    return _stepped(order, self._last_ns)
+                    return stepped(order, self._last_ns)
                 # A call for each and no loop: Python remembers at each call what it calls, and so calls it faster.
                 permitted, size, repeated, daily, health, collar, throttle, duplicates = self._looks
                 refusal = (
@@ -278,10 +309,11 @@ class PreTradeControls:
                     return self._overrun(order, ended_ns - began_ns)
                 if counting:
                     self._last_ns = ended_ns
+                    order.counted_by = self._counting
                     for count in self._counts:
                         count(order)
             except Exception as error:  # noqa: BLE001 - whatever it raises, the answer is unknown
-                return _raised(order, error)
+                return raised(order, error)
         for rule in self._rules:
             refusal = rule.refuses(order)
             if refusal is not None:
@@ -295,7 +327,7 @@ class PreTradeControls:
 
     def _take_back(self, order: PretradeOrder) -> None:
         with self._lock:
-            for control in self._counting:
+            for control in order.counted_by:
                 control.take_back(order)
 
     def _overrun(self, order: PretradeOrder, took_ns: int) -> OrderRefused:
@@ -320,7 +352,8 @@ class PreTradeControls:
             return self._settings.control_overrun
         if kind == "clock_stepped":
             return self._settings.clock_stepped
-        return self._health.severity_of(kind) if self._health is not None else None
+        health = self._known.health
+        return health.severity_of(kind) if health is not None else None
 
     # ---- what happens to an order
 
@@ -336,8 +369,9 @@ class PreTradeControls:
     ) -> None:
         """Pass a fill on to the monitor, and count it as an execution of its strategy."""
         self.monitor.on_fill(symbol, side, qty, price, client_order_id=client_order_id)
-        if self._repeated is not None:
-            self._repeated.on_fill(str(strategy or ""))
+        repeated = self._known.repeated
+        if repeated is not None:
+            repeated.on_fill(str(strategy or ""))
 
     def release(self, client_order_id: str) -> bool:
         """The order is over, or was not sent: it works no more. Messages and counts of the day stay counted.
@@ -349,13 +383,15 @@ class PreTradeControls:
 
     def on_cancel(self) -> None:
         """A cancel was sent. Nothing was asked first, and nothing here can hold one up."""
-        if self._daily is not None:
-            self._daily.on_cancel()
+        daily = self._known.daily
+        if daily is not None:
+            daily.on_cancel()
 
     def on_result(self, pnl_usd: float) -> None:
         """A trade has ended with this profit or loss in USD; for the losses of the day."""
-        if self._daily is not None:
-            self._daily.on_result(pnl_usd)
+        daily = self._known.daily
+        if daily is not None:
+            daily.on_result(pnl_usd)
 
     # ---- what a person does
 
@@ -368,23 +404,27 @@ class PreTradeControls:
         Raises:
             ValueError: nobody is named, no reason is given, or the person is not designated.
         """
-        return self._repeated is not None and self._repeated.enable(strategy, person, reason)
+        repeated = self._known.repeated
+        return repeated is not None and repeated.enable(strategy, person, reason)
 
     def disabled_strategies(self) -> list[str]:
         """The strategies that are disabled now."""
-        return [] if self._repeated is None else self._repeated.disabled()
+        repeated = self._known.repeated
+        return [] if repeated is None else repeated.disabled()
 
     # ---- prices
 
     def on_price(self, symbol: str, price: float) -> None:
         """Take in a mark or a last trade; see :class:`~agents.risk.input_health.InputHealth`."""
-        if self._health is not None:
-            self._health.on_price(symbol, price)
+        health = self._known.health
+        if health is not None:
+            health.on_price(symbol, price)
 
     def on_quote(self, symbol: str, bid: float, ask: float) -> None:
         """Take in a quote; likewise."""
-        if self._health is not None:
-            self._health.on_quote(symbol, bid, ask)
+        health = self._known.health
+        if health is not None:
+            health.on_quote(symbol, bid, ask)
 
     # ---- over a restart
 
@@ -393,14 +433,18 @@ class PreTradeControls:
 
         Positions and working orders are the monitor's to persist. Throttle, duplicates and prices start anew.
         """
+        repeated, daily = self._known.repeated, self._known.daily
         return {
             "v": PERSIST_VERSION,
-            "executions": None if self._repeated is None else self._repeated.to_json(),
-            "daily": None if self._daily is None else self._daily.to_json(),
+            "executions": None if repeated is None else repeated.to_json(),
+            "disabled": {} if repeated is None else repeated.disabled_to_json(),
+            "daily": None if daily is None else daily.to_json(),
         }
 
     def restore_from_dict(self, data: Mapping[str, Any]) -> None:
         """Take over what :meth:`persist_to_dict` returned, where the settings have that control.
+
+        Strategies that are disabled stay so whatever the settings are.
 
         Raises:
             ValueError: the data cannot be read; the monitor is frozen.
@@ -408,10 +452,16 @@ class PreTradeControls:
         try:
             if data["v"] != PERSIST_VERSION:
                 raise ValueError(f"version {data['v']!r} is not {PERSIST_VERSION}")  # noqa: TRY301 - one way out for all
-            if self._repeated is not None and data["executions"] is not None:
-                self._repeated.restore(data["executions"])
-            if self._daily is not None and data["daily"] is not None:
-                self._daily.restore(data["daily"])
+            repeated, daily = self._known.repeated, self._known.daily
+            if repeated is not None and data["executions"] is not None:
+                repeated.restore(data["executions"])
+            disabled = data.get("disabled")  # a state from before there was this name has none
+            if disabled:
+                with self._lock:
+                    self._known.hold_strategies().restore_disabled(disabled)
+                    self._ask_known()
+            if daily is not None and data["daily"] is not None:
+                daily.restore(data["daily"])
         except Exception as error:
             sentence = f"the saved state of the pre-trade controls cannot be read, so the monitor is frozen: {error!r}"
             self.monitor.freeze(sentence, trigger="limit_violation", metadata={"cause": MONITOR_ERROR})
@@ -429,24 +479,3 @@ def _look(control: PretradeRule | None) -> _Refuses:
 def _passes(_order: PretradeOrder) -> OrderRefused | None:
     """The look of a control that is off."""
     return None
-
-
-def _fault(symbol: object, what: str) -> OrderRefused:
-    return OrderRefused("control_error", None, None, str(symbol), f"{symbol}: {what}")
-
-
-def _raised(order: PretradeOrder, error: Exception) -> OrderRefused:
-    """Name the control that raised: the outermost one that was at work."""
-    at = error.__traceback__
-    while at is not None:
-        name = getattr(at.tb_frame.f_locals.get("self"), "name", None)
-        if isinstance(name, str):
-            return _fault(order.symbol, f"{name} raised {error!r}")
-        at = at.tb_next
-    return _fault(order.symbol, f"the clock raised {error!r}")
-
-
-def _stepped(order: PretradeOrder, last_ns: int) -> OrderRefused:
-    back_ms = (last_ns - order.now_ns) / _NANOSECONDS_PER_MS
-    sentence = f"{order.symbol}: the clock went back by {back_ms:.3f} ms, so no age and no rate can be told"
-    return OrderRefused("clock_stepped", 0.0, back_ms, order.symbol, sentence, "ms")

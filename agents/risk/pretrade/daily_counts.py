@@ -44,6 +44,10 @@ class DailyCounts:
         self._result_usd: Decimal = ZERO
         self._result_known = True
 
+    def set_settings(self, settings: DailySettings) -> None:
+        """Hold the day to other limits; what was counted stays. The lock of the controls is held."""
+        self._settings = settings
+
     def refuses(self, order: PretradeOrder) -> OrderRefused | None:
         """Refuse an order when a count of the day is used up."""
         day = self._calendar()

@@ -27,11 +27,18 @@ class DuplicateOrders:
     name = "duplicate_orders"
 
     def __init__(self, settings: DuplicateSettings) -> None:
+        # Newest last: an order that comes again moves to the end.
+        self._sent: dict[_Key, deque[int]] = {}
+        self.set_settings(settings)
+
+    def set_settings(self, settings: DuplicateSettings) -> None:
+        """Compare by another number or window; the orders remembered stay. The lock of the controls is held.
+
+        What an earlier, shorter window has forgotten is not remembered again.
+        """
         self._most = settings.max_same_orders
         self._window_ms = settings.window_ms
         self._window_ns = settings.window_ms * _NANOSECONDS_PER_MS
-        # Newest last: an order that comes again moves to the end.
-        self._sent: dict[_Key, deque[int]] = {}
 
     def refuses(self, order: PretradeOrder) -> OrderRefused | None:
         """Refuse one of the same too many."""
@@ -46,7 +53,8 @@ class DuplicateOrders:
             )
             most = float(MAX_REMEMBERED)
             return OrderRefused("table_full", most, most + 1, order.symbol, sentence, "orders")
-        if len(times) < self._most or order.now_ns - times[0] >= self._window_ns:
+        # Of more times than the limit, from when that was higher, the newest count.
+        if len(times) < self._most or order.now_ns - times[-self._most] >= self._window_ns:
             return None
         sentence = (
             f"{order.symbol}: {self._most} orders of the same side, quantity and price within {self._window_ms} ms; "
@@ -60,8 +68,8 @@ class DuplicateOrders:
             return
         key = (order.symbol, order.sign, order.qty, order.price)
         times = self._sent.pop(key, None)
-        if times is None:
-            times = deque(maxlen=self._most)
+        if times is None or times.maxlen != self._most:
+            times = deque(times or (), maxlen=self._most)
         times.append(order.now_ns)
         self._sent[key] = times
         if len(self._sent) > _KEPT_IDLY:

@@ -20,12 +20,14 @@ class PretradeOrder:
         now_ns: when it is judged, on the clock of the controls.
         watched: the newest price of the symbol, ``None`` when none has come.
         amends: True for a change of an order that works already.
+        counted_by: the controls that have counted it; they alone can take it back, whatever the settings are then.
     """
 
-    __slots__ = ("amends", "now_ns", "price", "qty", "sign", "strategy", "symbol", "watched")
+    __slots__ = ("amends", "counted_by", "now_ns", "price", "qty", "sign", "strategy", "symbol", "watched")
 
     now_ns: int
     watched: WatchedPrice | None
+    counted_by: tuple[CountingControl, ...]
 
     def __init__(  # noqa: PLR0917 - made for every order, and naming arguments costs time
         self, symbol: str, sign: int, qty: float, price: float | None, strategy: str, amends: bool
