@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from itertools import pairwise
 from typing import Annotated, NamedTuple
@@ -94,23 +94,29 @@ class EffectiveLimits(NamedTuple):
     exact_total_usd: Decimal
 
 
-class LimitSchedule:
-    """The limits of each symbol at this moment. Thread-safe.
+class ScheduleTable:
+    """The steps of one :class:`LimitScheduleSettings`, and what they make of what is known. Made anew for others.
 
-    Args:
-        settings: how the limits tighten.
-        session_clock: the time of day; needed when there are sessions.
-        clock: nanoseconds, for the age of a volatility.
-
-    Raises:
-        ValueError: there are sessions and no session clock.
+    So whoever holds one table never mixes the steps of two settings, which could be looser than either.
 
     Attributes:
         symbol_limits_usd: limits of single symbols, in USD.
+        volatility: by symbol: per cent, when it was said, and the ratio that was said.
     """
 
+    __slots__ = (
+        "_clock", "_max_age_ns", "_ratios", "_session_clock", "_session_from", "_session_from_ns", "_session_now",
+        "_session_pct", "_session_until_ns", "_tightest_session", "_tightest_volatility", "_volatility_pct",
+        "symbol_limits_usd", "volatility",
+    )  # fmt: skip
+
     def __init__(
-        self, settings: LimitScheduleSettings, *, session_clock: MinuteOfDay | None = None, clock: NowNs = now_ns
+        self,
+        settings: LimitScheduleSettings,
+        known: Mapping[str, tuple[int, int, float]],
+        *,
+        session_clock: MinuteOfDay | None,
+        clock: NowNs,
     ) -> None:
         if settings.sessions and session_clock is None:
             raise ValueError("limits by time of day need a session clock; none was given")
@@ -126,8 +132,92 @@ class LimitSchedule:
         self._session_from_ns = self._session_until_ns = 0
         self._max_age_ns = settings.volatility_max_age_ms * _NANOSECONDS_PER_MS
         self._clock = clock
+        self.volatility = {
+            symbol: (self.percent_at(ratio), at_ns, ratio) for symbol, (_, at_ns, ratio) in known.items()
+        }
+
+    def percent_at(self, ratio: float) -> int:
+        """Per cent of the symbol's limit at a volatility."""
+        step = 0
+        while step < len(self._ratios) - 1 and ratio > self._ratios[step]:
+            step += 1
+        return self._volatility_pct[step] if self._volatility_pct else 100
+
+    def percent(self, symbol: str) -> tuple[int, int]:
+        """How much of the symbol's limit and of the total limit holds now, in per cent. Never raises.
+
+        The session clock is asked again after :data:`SESSION_LOOK_MS`, not at every order.
+        """
+        try:
+            now_ns = self._clock()
+            if not self._session_from_ns <= now_ns < self._session_until_ns:
+                self._session_now = self._session_percent()
+                self._session_until_ns = now_ns + SESSION_LOOK_MS * _NANOSECONDS_PER_MS
+                self._session_from_ns = now_ns
+            session = self._session_now
+            if not self._volatility_pct:
+                return session, session
+            known = self.volatility.get(symbol)
+            if known is not None and 0 <= now_ns - known[1] <= self._max_age_ns:
+                volatile = known[0]
+            else:
+                volatile = self._tightest_volatility
+        except Exception:  # noqa: BLE001 - a clock that fails leaves every age unknown
+            return min(self._tightest_session, self._tightest_volatility), self._tightest_session
+        return (volatile if volatile < session else session), session
+
+    def _session_percent(self) -> int:
+        if not self._session_pct:
+            return 100
+        try:
+            minute = self._session_clock() if self._session_clock is not None else -1.0
+            if not 0.0 <= minute < MINUTES_PER_DAY:
+                return self._tightest_session
+            # Before the first step of the day the last one of the day before goes on: index -1.
+            return self._session_pct[bisect_right(self._session_from, minute) - 1]
+        except Exception:  # noqa: BLE001 - a session clock that fails leaves the time of day unknown
+            return self._tightest_session
+
+
+class LimitSchedule:
+    """The limits of each symbol at this moment. Thread-safe.
+
+    Args:
+        settings: how the limits tighten.
+        session_clock: the time of day; needed when there are sessions.
+        clock: nanoseconds, for the age of a volatility.
+
+    Raises:
+        ValueError: there are sessions and no session clock.
+
+    Attributes:
+        settings: the settings in force.
+        table: their steps; another object after every change.
+    """
+
+    def __init__(
+        self, settings: LimitScheduleSettings, *, session_clock: MinuteOfDay | None = None, clock: NowNs = now_ns
+    ) -> None:
+        self.settings = settings
+        self._session_clock = session_clock
+        self._clock = clock
         self._lock = threading.Lock()
-        self._volatility: dict[str, tuple[int, int]] = {}  # per cent, and when it was said
+        self.table = ScheduleTable(settings, {}, session_clock=session_clock, clock=clock)
+
+    def set_settings(self, settings: LimitScheduleSettings, *, session_clock: MinuteOfDay | None = None) -> None:
+        """Tighten by other steps from now on, in one step. Volatilities that are known are held against the new ones.
+
+        Args:
+            settings: the settings.
+            session_clock: the time of day; the one that is known already when ``None``.
+
+        Raises:
+            ValueError: there are sessions and no session clock. Nothing has changed.
+        """
+        with self._lock:
+            asked = session_clock if session_clock is not None else self._session_clock
+            table = ScheduleTable(settings, self.table.volatility, session_clock=asked, clock=self._clock)
+            self.settings, self._session_clock, self.table = settings, asked, table
 
     def on_volatility(self, symbol: str, ratio: float) -> None:
         """Take in the volatility of a symbol; what cannot be one counts as unknown. Never raises.
@@ -144,43 +234,24 @@ class LimitSchedule:
         except Exception:  # noqa: BLE001 - a clock that fails leaves its age unknown
             number, at_ns = None, 0
         with self._lock:
-            if number is None or number < 0.0 or not self._ratios:
-                self._volatility.pop(symbol, None)
+            table = self.table
+            if number is None or number < 0.0:
+                table.volatility.pop(symbol, None)
                 return
-            if symbol not in self._volatility and len(self._volatility) >= MAX_SYMBOLS:
+            if symbol not in table.volatility and len(table.volatility) >= MAX_SYMBOLS:
                 return  # one symbol too many stays unknown, and so at its tightest
-            step = 0
-            while step < len(self._ratios) - 1 and number > self._ratios[step]:
-                step += 1
-            self._volatility[symbol] = (self._volatility_pct[step], at_ns)
+            # The ratio is kept beside its step, and kept without steps too: steps that come later are for it as well.
+            table.volatility[symbol] = (table.percent_at(number), at_ns, number)
 
     def percent(self, symbol: str) -> tuple[int, int]:
-        """How much of the symbol's limit and of the total limit holds now, in per cent. Never raises.
-
-        The session clock is asked again after :data:`SESSION_LOOK_MS`, not at every order.
-        """
-        try:
-            now_ns = self._clock()
-            if not self._session_from_ns <= now_ns < self._session_until_ns:
-                self._session_now = self._session_percent()
-                self._session_until_ns = now_ns + SESSION_LOOK_MS * _NANOSECONDS_PER_MS
-                self._session_from_ns = now_ns
-            session = self._session_now
-            if not self._volatility_pct:
-                return session, session
-            known = self._volatility.get(symbol)
-            if known is not None and 0 <= now_ns - known[1] <= self._max_age_ns:
-                volatile = known[0]
-            else:
-                volatile = self._tightest_volatility
-        except Exception:  # noqa: BLE001 - a clock that fails leaves every age unknown
-            return min(self._tightest_session, self._tightest_volatility), self._tightest_session
-        return (volatile if volatile < session else session), session
+        """How much of the symbol's limit and of the total limit holds now, in per cent. Never raises."""
+        return self.table.percent(symbol)
 
     def limits(self, symbol: str, symbol_usd: float, total_usd: float) -> EffectiveLimits:
         """The two limits of a symbol as they are now, from those of the monitor. Never raises."""
-        symbol_pct, total_pct = self.percent(symbol)
-        own = self.symbol_limits_usd.get(symbol)
+        table = self.table
+        symbol_pct, total_pct = table.percent(symbol)
+        own = table.symbol_limits_usd.get(symbol)
         base = symbol_usd if own is None or own > symbol_usd else own
         return EffectiveLimits(
             base * symbol_pct / 100.0,
@@ -188,18 +259,6 @@ class LimitSchedule:
             _part(base, symbol_pct),
             _part(total_usd, total_pct),
         )
-
-    def _session_percent(self) -> int:
-        if not self._session_pct:
-            return 100
-        try:
-            minute = self._session_clock() if self._session_clock is not None else -1.0
-            if not 0.0 <= minute < MINUTES_PER_DAY:
-                return self._tightest_session
-            # Before the first step of the day the last one of the day before goes on: index -1.
-            return self._session_pct[bisect_right(self._session_from, minute) - 1]
-        except Exception:  # noqa: BLE001 - a session clock that fails leaves the time of day unknown
-            return self._tightest_session
 
 
 def _part(usd: float, percent: int) -> Decimal:

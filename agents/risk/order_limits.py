@@ -15,7 +15,7 @@ from agents.risk.events import MONITOR_ERROR, FreezeEvent
 from agents.risk.exact import EXACT, ZERO, exact
 from agents.risk.freeze_doors import FreezeDoors
 from agents.risk.limit_rule import FLOAT_MARGIN, Moment, Verdict, judge
-from agents.risk.limit_schedule import EffectiveLimits, LimitSchedule
+from agents.risk.limit_schedule import EffectiveLimits, LimitSchedule, LimitScheduleSettings, MinuteOfDay
 from agents.risk.limits import OrderRefused, RiskLimits
 from agents.risk.local_freeze import say
 from agents.risk.mark_prices import Exposed, MarkFault, MarkPriceSource
@@ -32,9 +32,10 @@ from agents.risk.order_inputs import (
 )
 from agents.risk.order_simulation import OrderSimulation
 from agents.risk.potential_book import PotentialBook
+from agents.risk.settings_diff import say_changed
 from agents.risk.warning_ladder import LimitWarning, WarningLadder, warning_counter
 from agents.risk.working_orders import WorkingOrder
-from killswitch.clock import WallClock
+from killswitch.clock import NowNs, WallClock, now_ns
 from killswitch.core.reduce_only import stays_within
 
 WorkingOrderRule = Callable[[str, int, int], OrderRefused | None]
@@ -51,6 +52,8 @@ class OrderLimits(FreezeDoors):
 
     Attributes:
         limits: the limits that orders are held against.
+        schedule: limits by symbol, time of day and volatility; ``None`` when there are none. It stays the same object
+            when its settings change.
         blocks_total: orders refused, ever.
     """
 
@@ -69,7 +72,9 @@ class OrderLimits(FreezeDoors):
         super().__init__(limits, lock=threading.Lock(), wall_clock=wall_clock, on_freeze=on_freeze, registry=registry)
         self.blocks_total = 0
         self._marks = marks
-        self._schedule = schedule
+        self.schedule = schedule
+        self._known_schedule = schedule  # also while it is switched off: volatilities go on coming to it
+        self._limits_changes = 0
         self._on_warning = on_warning
         self._warnings_told = warning_counter(registry if registry is not None else REGISTRY)
         self._ladder = WarningLadder()
@@ -87,10 +92,90 @@ class OrderLimits(FreezeDoors):
         self._fixed_quick = symbol_usd, total_usd
 
     def set_limits(self, limits: RiskLimits) -> None:
-        """Hold orders against other limits from now on. Orders that work already stay."""
+        """Hold orders against other limits from now on. Positions and orders that work already stay.
+
+        Below what is held, orders that grow are refused and orders that reduce pass. The warning ladder looks again.
+        """
         with self._lock:
+            before = self.limits
             self._take_limits(limits)
-        say("warning", "risk limits changed", **limits.model_dump())
+            self._limits_changes += 1
+        say_changed("risk limits changed", before, limits)
+        self._look_at_all()
+
+    def set_schedule(
+        self,
+        settings: LimitScheduleSettings | None,
+        *,
+        session_clock: MinuteOfDay | None = None,
+        clock: NowNs = now_ns,
+    ) -> None:
+        """Tighten the limits by another schedule from now on; ``None``: by none. What works already stays.
+
+        Volatilities that are known are held against the new steps. A schedule that is switched off goes on taking
+        volatilities in, and knows them when it is switched on again. The warning ladder looks again.
+
+        Where both change, tell first what tightens: between two calls the old of one holds with the new of the other;
+        or call :meth:`set_limits_and_schedule`, which knows no in between.
+
+        Args:
+            settings: how the limits tighten.
+            session_clock: the time of day; the one that is known already when ``None``.
+            clock: nanoseconds, for the first schedule of a monitor that was made without one.
+
+        Raises:
+            ValueError: there are sessions and no session clock. Nothing has changed.
+        """
+        with self._lock:
+            before = self._take_schedule(settings, session_clock, clock)
+        say_changed("limit schedule changed", before, settings)
+        self._look_at_all()
+
+    def set_limits_and_schedule(
+        self,
+        limits: RiskLimits,
+        settings: LimitScheduleSettings | None,
+        *,
+        session_clock: MinuteOfDay | None = None,
+        clock: NowNs = now_ns,
+    ) -> None:
+        """Change both in one step; arguments and errors as :meth:`set_limits` and :meth:`set_schedule` have them."""
+        with self._lock:
+            before = self.limits
+            schedule_before = self._take_schedule(settings, session_clock, clock)
+            self._take_limits(limits)
+        say_changed("risk limits changed", before, limits)
+        say_changed("limit schedule changed", schedule_before, settings)
+        self._look_at_all()
+
+    def _take_schedule(
+        self, settings: LimitScheduleSettings | None, session_clock: MinuteOfDay | None, clock: NowNs
+    ) -> LimitScheduleSettings | None:
+        """Change the schedule and return its settings of before. The lock is held."""
+        before = None if self.schedule is None else self.schedule.settings
+        if settings is None:
+            self.schedule = None
+        elif self._known_schedule is None:
+            self._known_schedule = LimitSchedule(settings, session_clock=session_clock, clock=clock)
+            self.schedule = self._known_schedule
+        else:
+            self._known_schedule.set_settings(settings, session_clock=session_clock)
+            self.schedule = self._known_schedule
+        self._limits_changes += 1
+        return before
+
+    def _look_at_all(self) -> None:
+        """Hold every figure against the warning ladder of limits that have changed. No lock is held.
+
+        One symbol at a time, so that no order waits for thousands of them.
+        """
+        with self._lock:
+            symbols = {*self._book.positions.held, *self._book.working.by_symbol}
+        for symbol in symbols:
+            with self._lock:
+                warnings = self._look(symbol, self._quick_limits(symbol))
+            if warnings:
+                self._warn(warnings)
 
     def limit_working_orders(self, rule: WorkingOrderRule | None) -> None:
         """Ask this rule, with the lock held, before every reservation; ``None`` asks none."""
@@ -99,20 +184,20 @@ class OrderLimits(FreezeDoors):
 
     def limits_of(self, symbol: str) -> EffectiveLimits:
         """The limits of a symbol as they are now: by symbol, time of day and volatility."""
-        if self._schedule is None:
-            return self._fixed_limits
-        return self._schedule.limits(symbol, self.limits.max_inventory_usd, self.limits.max_total_notional)
+        schedule, fixed = self.schedule, self._fixed_limits
+        return fixed if schedule is None else schedule.limits(symbol, fixed.symbol_usd, fixed.total_usd)
 
     def _quick_limits(self, symbol: str) -> tuple[float, float]:
         """Limit of the symbol and total limit, as floats."""
-        schedule = self._schedule
+        schedule = self.schedule
         if schedule is None:
             return self._fixed_quick
         symbol_usd, total_usd = self._fixed_quick
-        own_usd = schedule.symbol_limits_usd.get(symbol)
+        table = schedule.table
+        own_usd = table.symbol_limits_usd.get(symbol)
         if own_usd is not None and own_usd < symbol_usd:
             symbol_usd = own_usd
-        symbol_pct, total_pct = schedule.percent(symbol)
+        symbol_pct, total_pct = table.percent(symbol)
         return symbol_usd * symbol_pct / 100.0, total_usd * total_pct / 100.0
 
     # ---- before an order
@@ -216,12 +301,17 @@ class OrderLimits(FreezeDoors):
 
     def _judge(self, order: ReadOrder, own: WorkingOrder | None = None) -> Verdict | OrderRefused:
         """Judge an order by what is held and working now. The lock is not held."""
-        with self._lock:
-            moment = self._moment(order, own)
-        try:
-            return judge(order, moment, self.limits_of(order.symbol), self._marks)
-        except MarkFault as fault:
-            return refused(MONITOR_ERROR, order.symbol, str(fault))
+        while True:
+            with self._lock:
+                moment, limits = self._moment(order, own), self.limits_of(order.symbol)
+                changes = self._limits_changes
+            try:
+                verdict = judge(order, moment, limits, self._marks)
+            except MarkFault as fault:
+                return refused(MONITOR_ERROR, order.symbol, str(fault))
+            # Mark prices may take their time; limits that have changed meanwhile are the ones that hold.
+            if changes == self._limits_changes:
+                return verdict
 
     def _moment(self, order: ReadOrder, own: WorkingOrder | None) -> Moment:
         """What is held and working beside an order. The lock is held."""
@@ -272,8 +362,9 @@ class OrderLimits(FreezeDoors):
             symbol, qty, price: of an order that :func:`~agents.risk.order_inputs.plain_sign` has read.
             sign: what it returned, not 0.
         """
-        limits = self._quick_limits(symbol)
         with self._lock:
+            # Both limits are of one moment only while the lock is held.
+            limits = self._quick_limits(symbol)
             return not self._local_freeze.in_force and self._surely_fits(symbol, sign, qty, price, limits)
 
     def _surely_fits(self, symbol: str, sign: int, qty: float, price: float, limits: tuple[float, float]) -> bool:

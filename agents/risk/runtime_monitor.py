@@ -229,13 +229,14 @@ class RuntimeRiskMonitor(Reservations):
         ``total_notional_utilization_pct``, ``max_inventory_utilization_pct`` (the symbol that holds most, 0 when flat)
         and ``inventory_utilization_pct:SYMBOL`` for every symbol held.
         """
+        limits = self.limits  # of one moment: they may change meanwhile
         used = {
-            symbol: 100.0 * notional_usd / self.limits.max_inventory_usd
+            symbol: 100.0 * notional_usd / limits.max_inventory_usd
             for symbol, notional_usd in self._notionals().items()
         }
-        total_usd = math.fsum(used.values()) * self.limits.max_inventory_usd / 100.0
+        total_usd = math.fsum(used.values()) * limits.max_inventory_usd / 100.0
         return {
-            "total_notional_utilization_pct": 100.0 * total_usd / self.limits.max_total_notional,
+            "total_notional_utilization_pct": 100.0 * total_usd / limits.max_total_notional,
             "max_inventory_utilization_pct": max(used.values(), default=0.0),
             **{f"inventory_utilization_pct:{symbol}": pct for symbol, pct in used.items()},
         }

@@ -188,10 +188,10 @@ def test_unknown_is_frozen__a_clock_that_fails_takes_the_tightest_of_everything(
         raise OSError("no clock")
 
     for bad in (fail, lambda: None, lambda: math.nan):
-        limits._clock = bad  # type: ignore[assignment]
+        limits._clock = limits.table._clock = bad  # type: ignore[assignment]
         assert fits(m, "A", 1_000.0)
         limits.on_volatility("A", 0.001)
-        limits._clock = clock.now
+        limits._clock = limits.table._clock = clock.now
         assert fits(m, "A", 1_000.0)  # when it came is not known
         limits.on_volatility("A", 0.001)
         assert fits(m, "A", 10_000.0)
