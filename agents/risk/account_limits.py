@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final
 
-from pydantic import Field, StrictStr, model_validator
+from pydantic import Field, StrictStr, ValidationError, model_validator
 
 from agents.risk.breaker_settings import BreakerSettings, Count
 from agents.risk.setting_names import one_name_each
@@ -106,6 +106,32 @@ class AccountLimits(BreakerSettings):
     def day_starts(self) -> dt.time:
         """When a day begins, in UTC."""
         return dt.time.fromisoformat(self.day_start_utc).replace(tzinfo=dt.UTC)
+
+
+def merged_breaker_settings(before: AccountLimits, after: AccountLimits, breaker: BreakerSettings) -> BreakerSettings:
+    """Return what a breaker goes by when the limits of its account change.
+
+    What the new limits write holds. What they leave out goes back to the default where the old ones wrote it; else it
+    is the breaker's own and stays.
+
+    Raises:
+        ValueError: it does not fit together.
+    """
+    values = {}
+    for name in BreakerSettings.model_fields:
+        written = name in after.model_fields_set or name in before.model_fields_set
+        values[name] = getattr(after if written else breaker, name)
+    try:
+        return BreakerSettings.model_validate(values)
+    except ValidationError as error:
+        faults = "; ".join(fault["msg"] for fault in error.errors())
+        raise ValueError(f"the circuit breaker's part of the limits does not fit together: {faults}") from error
+
+
+def day_gets_longer(before: AccountLimits, after: AccountLimits) -> dt.timedelta:
+    """How much later the running day ends when days begin at another time: below 24 hours, and never sooner."""
+    old, new = before.day_starts(), after.day_starts()
+    return dt.timedelta(minutes=(60 * (new.hour - old.hour) + new.minute - old.minute) % (24 * 60))
 
 
 def load_account_limits(path: Path | str | None) -> AccountLimits:

@@ -17,22 +17,29 @@ Monitoring goes on after the kill: every tick is answered, whatever the breaker 
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import threading
-from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
+from agents.risk.account_actions import KINDS, RANK, AccountActions, levels_of
 from agents.risk.account_book import AccountBook
 from agents.risk.account_inputs import LARGEST, BadTick, checked_fill, checked_holdings, checked_price
-from agents.risk.account_limits import DAY_SECONDS, AccountLimits, load_account_limits
+from agents.risk.account_limits import (
+    DAY_SECONDS,
+    AccountLimits,
+    day_gets_longer,
+    load_account_limits,
+    merged_breaker_settings,
+)
 from agents.risk.account_metrics import account_figures
 from agents.risk.account_rule import (
     Finding,
-    Measure,
     drawdown_ratio,
     findings,
     next_day_start,
@@ -50,27 +57,22 @@ from agents.risk.account_state import (
     Tick,
     TickStamp,
 )
-from agents.risk.breaker_settings import NS_PER_SECOND, ReasonClass
+from agents.risk.breaker_settings import NS_PER_SECOND
 from agents.risk.circuit_breaker import CircuitBreaker
-from agents.risk.events import MONITOR_ERROR, FreezeEvent
+from agents.risk.events import FreezeEvent
 from agents.risk.exact import EXACT, exact
-from agents.risk.freeze_counter import freeze_counter
 from agents.risk.local_freeze import say
 from agents.risk.order_inputs import finite_number
+from agents.risk.settings_diff import say_changed
 from agents.risk.settings_file import RiskFileError
 from agents.risk.snapshot_metrics import Figure, SnapshotCollector
 from killswitch.clock import NowNs, WallClock, now_ns
 from killswitch.core.canonical import finite_or_text
 
-BREAKER_LOOK_NS: Final = NS_PER_SECOND
-"""How often a tick looks at what other processes or the time did to the breaker."""
-
-_KINDS: Final[Mapping[Measure, ReasonClass]] = {"drawdown": ReasonClass.DRAWDOWN, "leverage": ReasonClass.POSITION}
 _NORMAL = AlertLevel.NORMAL
-_RANK = {AlertLevel.NORMAL: 0, AlertLevel.WARNING: 1, AlertLevel.CRITICAL: 2}
 
 
-class RiskMonitor:
+class RiskMonitor(AccountActions):
     """Holds one account against its limits on every tick. Thread-safe; nothing that comes in makes it raise.
 
     Args:
@@ -113,43 +115,39 @@ class RiskMonitor:
     ) -> None:
         if limits is not None and config_path is not None:
             raise ValueError("give the limits once: as a file, or as an object")
-        self.limits = limits if limits is not None else load_account_limits(config_path)
-        self.account = account
+        limits = limits if limits is not None else load_account_limits(config_path)
         registry = registry if registry is not None else REGISTRY
-        self._clock = clock
-        self._wall_clock: WallClock = wall_clock if wall_clock is not None else TickStamp()
+        stamp: WallClock = wall_clock if wall_clock is not None else TickStamp()
         if circuit_breaker is None:
             circuit_breaker = CircuitBreaker(
-                self.limits.breaker_settings(),
-                name=account,
-                clock=clock,
-                registry=registry,
-                wall_clock=self._wall_clock,
+                limits.breaker_settings(), name=account, clock=clock, registry=registry, wall_clock=stamp
             )
-        differences = self.limits.breaker_differences(circuit_breaker.settings)
+        differences = limits.breaker_differences(circuit_breaker.settings)
         if differences:
             raise RiskFileError(differences)
-        self.circuit_breaker = circuit_breaker
-        self._on_freeze = on_freeze
-        self._counter = freeze_counter(registry)
+        super().__init__(
+            limits,
+            circuit_breaker,
+            account=account,
+            clock=clock,
+            wall_clock=stamp,
+            on_freeze=on_freeze,
+            registry=registry,
+        )
+        self._changing = threading.Lock()
         self._known = None if self.limits.known_symbols is None else frozenset(self.limits.known_symbols)
         self._initial = exact(_above_zero(initial_balance, "initial_balance"))
         self._sure_leverage = surely_normal_leverage(self.limits)
-        self._lock = threading.Lock()
         self._book = AccountBook()
         self._balance_usd = self._start_balance_usd = float(self._initial)
         self._peak_usd = self._sure_equity_usd = 0.0
         self._raise_peak(max(self._balance_usd, 0.0 if day_peak_usd is None else _above_zero(day_peak_usd, "day_peak")))
         self._ticks = self._fills = self._bad_ticks = 0
-        self._counts: Counter[tuple[str, str]] = Counter()
-        self._levels: dict[Measure, AlertLevel] = {}
-        self._logged_ns: dict[str, int] = {}
-        self._records: deque[EngagementRecord] = deque(maxlen=self.limits.forensics_kept)
         self._days: deque[DayRecord] = deque(maxlen=self.limits.days_kept)
-        self._seen_engagement = circuit_breaker.engagement
-        self._engagements = 0
-        self._next_look_ns = 0
         self._day, self._day_ends_ns = self._first_day()
+        self._day_longer = dt.timedelta(0)
+        # The state that a bad tick has left; while it is the newest, the account is not known to be sound.
+        self._distrusted: AccountState | None = None
         self._last = self._state(self._wall_clock(), ())
         SnapshotCollector.of(registry).add(self)
 
@@ -186,7 +184,7 @@ class RiskMonitor:
             except Exception as error:  # noqa: BLE001 - whatever is wrong with a tick, it is a breach
                 bad, after, act = self._distrust(error), self._last, True
             if found or self._levels:
-                act = act or after.alert_level is AlertLevel.CRITICAL or _levels(found) != self._levels
+                act = act or after.alert_level is AlertLevel.CRITICAL or levels_of(found) != self._levels
         breaker = self.circuit_breaker
         if act or breaker.restricted or breaker.engagement != self._seen_engagement:
             self._act(before, after, found, bad)
@@ -221,6 +219,57 @@ class RiskMonitor:
             self._engage_unknown(f"a fill cannot be trusted, so the position is not known: {bad}")
             self._note_engagement(before, after)
         return after
+
+    # ---- other limits
+
+    def set_limits(self, limits: AccountLimits) -> None:
+        """Hold the account against other limits from now on, and judge it by them as it is now.
+
+        What is known stays: positions, profit, the day's highest equity, days and forensics (as many as are kept). A
+        hard level that is reached already engages the breaker before this returns. What is well by the new limits is no
+        good reading: that takes a tick. The breaker goes by its part of the limits, see
+        :meth:`CircuitBreaker.set_settings`; a part that is left out here and was left out before stays as it is there.
+
+        Another ``day_start_utc`` never ends the running day sooner, since a new day forgets the highest equity: the day
+        goes on to the first new start that is not before its old end. A symbol that is held stays known until the
+        limits change again, for one must be able to get out.
+
+        Raises:
+            ValueError: ``state_file`` or ``file_lock`` would change, which needs a new start, or the breaker's part
+                does not fit together. Nothing has changed.
+        """
+        with self._changing:
+            before = self.limits
+            breaker_settings = merged_breaker_settings(before, limits, self.circuit_breaker.settings)
+            self.circuit_breaker.set_settings(breaker_settings)
+            state, after, found = self._take_limits(limits)
+        say_changed("account limits changed", before, limits, account=self.account, only=AccountLimits)
+        self._act_on_limits(state, after, found)
+
+    def _take_limits(self, limits: AccountLimits) -> tuple[AccountState, AccountState, tuple[Finding, ...]]:
+        """Return the account before, and after by the new limits with what was found."""
+        with self._lock:
+            before, longer = self._last, day_gets_longer(self.limits, limits)
+            self.limits = limits
+            self._known = (
+                None if limits.known_symbols is None else frozenset((*limits.known_symbols, *self._book.lines))
+            )
+            self._sure_leverage = surely_normal_leverage(limits)
+            self._raise_peak(self._peak_usd)
+            self._records = deque(self._records, maxlen=limits.forensics_kept)
+            self._days = deque(self._days, maxlen=limits.days_kept)
+            with contextlib.suppress(Exception):  # a clock that fails begins no day
+                now = self._clock()
+                if now >= self._day_ends_ns:
+                    self._begin_day(now)
+            self._day_longer += longer
+            self._day_ends_ns += int(longer / dt.timedelta(microseconds=1)) * 1_000
+            found = self._judge()
+            after = self._state(self._time(), found)
+            if self._last is self._distrusted:
+                after = self._distrusted = after._replace(alert_level=AlertLevel.CRITICAL)
+            self._last = after
+            return before, after, found
 
     # ---- what it says
 
@@ -324,13 +373,14 @@ class RiskMonitor:
         return AccountState(
             timestamp, balance_usd, open_usd, closed_usd, closed_usd + open_usd, book.positions, exposure_usd,
             times if times < cap else cap, peak_usd - equity_usd, lost * 100.0,
-            _NORMAL if not found else max((finding.level for finding in found), key=_RANK.__getitem__),
+            _NORMAL if not found else max((finding.level for finding in found), key=RANK.__getitem__),
         )  # fmt: skip
 
     def _distrust(self, error: Exception) -> str:
         """Note that something came that cannot be used; the figures stay, the account is CRITICAL."""
         self._bad_ticks += 1
         self._last = self._last._replace(timestamp=self._time(), alert_level=AlertLevel.CRITICAL)
+        self._distrusted = self._last
         return str(error) if isinstance(error, BadTick) else f"the monitor failed: {error!r}"
 
     def _first_day(self) -> tuple[DayRecord, int]:
@@ -351,7 +401,8 @@ class RiskMonitor:
         equity = self._balance_usd + self._book.open_usd
         if equity > 0:
             self._raise_peak(equity)
-        began = dt.datetime.fromisoformat(self._day.day) + dt.timedelta(days=days)
+        began = dt.datetime.fromisoformat(self._day.day) + dt.timedelta(days=days) + self._day_longer
+        self._day_longer = dt.timedelta(0)
         self._day = self._new_day(began)
         say("info", "a day of the account began", account=self.account, day=self._day.day, peak_usd=self._peak_usd)
 
@@ -360,128 +411,7 @@ class RiskMonitor:
         return DayRecord(day=began.isoformat(), peak_equity_usd=self._peak_usd, lowest_equity_usd=equity)
 
     def _count_of(self, level: AlertLevel) -> dict[str, int]:
-        return {measure: self._counts[(measure, level.value)] for measure in _KINDS}
-
-    # ---- what follows; no lock is held
-
-    def _act(self, before: AccountState, after: AccountState, found: tuple[Finding, ...], bad: str | None) -> None:
-        breaker = self.circuit_breaker
-        try:
-            self._next_look_ns = self._now() + BREAKER_LOOK_NS
-            breaker.tick()
-            if bad is None:
-                self._note_levels(found, after)
-            else:
-                effects = breaker.bad_reading(ReasonClass.DATA, f"a tick cannot be trusted: {bad}", {"tick": bad})
-                self._froze(effects, MONITOR_ERROR, bad, {}, after)
-            for finding in found:
-                if finding.level is AlertLevel.CRITICAL:
-                    figures = {"value": finding.value, "limit": finding.limit, "equity_usd": after.equity}
-                    effects = breaker.bad_reading(_KINDS[finding.measure], finding.sentence, figures)
-                    self._froze(effects, finding.measure, finding.sentence, figures, after)
-            if breaker.restricted and bad is None:
-                breaker.good_reading(ReasonClass.DATA)
-                reached = {finding.measure for finding in found}
-                for measure, kind in _KINDS.items():
-                    if measure not in reached:
-                        breaker.good_reading(kind)
-            self._note_engagement(before, after)
-        except Exception as error:  # noqa: BLE001 - a monitor that fails is a breach
-            self._engage_unknown(f"the account monitor failed: {error!r}")
-
-    def _engage_unknown(self, reason: str) -> None:
-        if self.circuit_breaker.engage(reason, {"account": self.account}, kind=ReasonClass.UNKNOWN):
-            self._pass_on(MONITOR_ERROR, reason, {}, self._last)
-
-    def _froze(
-        self, effects: tuple[Any, ...], cause: str, reason: str, figures: Mapping[str, Any], after: AccountState
-    ) -> None:
-        if any(effect.what == "latched" for effect in effects):
-            self._pass_on(cause, reason, figures, after)
-
-    def _pass_on(self, cause: str, reason: str, figures: Mapping[str, Any], after: AccountState) -> None:
-        self._counter.labels(reason="limit_violation").inc()
-        metadata = {
-            "cause": cause,
-            "account": self.account,
-            **figures,
-            "equity_usd": after.equity,
-            "exposure_usd": after.total_exposure,
-            "drawdown_pct": after.drawdown_pct,
-            "alert_level": after.alert_level.value,
-        }
-        event = FreezeEvent(self._time(), "limit_violation", reason, metadata)
-        say("critical", "account monitor engaged the circuit breaker", **event.to_json())
-        if self._on_freeze is not None:
-            try:
-                self._on_freeze(event)
-            except Exception as error:  # noqa: BLE001 - whatever it raises, the breaker stands
-                say("error", "the kill could not be passed on", error=repr(error), reason=reason)
-
-    def _note_levels(self, found: tuple[Finding, ...], after: AccountState) -> None:
-        """Count and log every level that has been reached since it was last left."""
-        now = self._now()
-        interval_ns = self.limits.log_interval_seconds * NS_PER_SECOND
-        news: list[Finding] = []
-        with self._lock:
-            for finding in found:
-                if _RANK[finding.level] > _RANK[self._levels.get(finding.measure, _NORMAL)]:
-                    self._counts[(finding.measure, finding.level.value)] += 1
-                    name = f"{finding.measure} {finding.level.value}"
-                    self._day.first_at.setdefault(name, after.timestamp)
-                    if now - self._logged_ns.get(name, -(2**63)) >= interval_ns:
-                        self._logged_ns[name] = now
-                        news.append(finding)
-            self._levels = _levels(found)
-        for finding in news:
-            loud = "critical" if finding.level is AlertLevel.CRITICAL else "warning"
-            say(loud, "account level reached", account=self.account, reason=finding.sentence, **_account(after))
-
-    def _note_engagement(self, before: AccountState, after: AccountState) -> None:
-        breaker = self.circuit_breaker
-        if breaker.engagement == self._seen_engagement:
-            return
-        state = breaker.snapshot()
-        record = EngagementRecord(
-            engagement=state.engagement,
-            mode=state.mode.value,
-            causes={cause.kind.value: cause.reason for cause in state.causes},
-            before=before,
-            after=after,
-        )
-        with self._lock:
-            if state.engagement == self._seen_engagement:
-                return
-            self._seen_engagement = state.engagement
-            self._engagements += 1
-            self._records.append(record)
-        say("critical", "the account around an engagement", account=self.account, **finite_or_text(record.to_json()))
-
-    def _now(self) -> int:
-        """The time for what only spaces things out; a clock that fails stands still."""
-        try:
-            return self._clock()
-        except Exception:  # noqa: BLE001 - the tick that met it is a breach already
-            return self._next_look_ns
-
-    def _time(self) -> str:
-        try:
-            return self._wall_clock()
-        except Exception:  # noqa: BLE001 - a clock for people must not stop a kill
-            return "unknown"
-
-
-def _levels(found: tuple[Finding, ...]) -> dict[Measure, AlertLevel]:
-    return {finding.measure: finding.level for finding in found}
-
-
-def _account(state: AccountState) -> dict[str, Any]:
-    return {
-        "equity_usd": state.equity,
-        "exposure_usd": state.total_exposure,
-        "leverage": state.leverage,
-        "drawdown_pct": state.drawdown_pct,
-    }
+        return {measure: self._counts[(measure, level.value)] for measure in KINDS}
 
 
 def _above_zero(value: object, name: str) -> float:

@@ -14,6 +14,10 @@ In words:
 * **Recovering.** When every cause is latched and transient, and each class has had its good readings in a row *after*
   the cool-down, the breaker is half-open: a few probes pass. Good readings make it safe, one bad one latches it again
   at once. Time by itself never loosens a latched engagement, for silence is not a good reading.
+* **Other settings.** They never make it looser by themselves: what counts towards safe begins again, a running
+  cool-down or hold only gets longer, and what only a person could release still waits for one. What is tighter holds at
+  once: readings that are enough now latch, engagements that are enough now escalate, and what was recovering by itself
+  and now may not is engaged again.
 * **A person.** A lasting cause, or too many engagements in a window (escalation), is released by a named person alone.
 
 Time is nanoseconds on a clock that does not go back; one that does stands still here.
@@ -137,7 +141,14 @@ class Release:
     probation: bool = False
 
 
-Event = Bad | Good | TimePassed | Probe | Release
+@dataclass(frozen=True, slots=True)
+class NewSettings:
+    """The settings of the step are new; ``before`` are those until now."""
+
+    before: BreakerSettings
+
+
+Event = Bad | Good | TimePassed | Probe | Release | NewSettings
 
 EffectKind = Literal[
     "paused", "latched", "joined", "escalated", "half_opened", "probe_passed", "probe_refused", "recovered",
@@ -171,6 +182,8 @@ def step(state: BreakerState, event: Event, now_ns: int, settings: BreakerSettin
             after, effects = _probe(state)
         case Release():
             after, effects = _release(state, event, now, settings)
+        case NewSettings():
+            after, effects = _new_settings(state, event.before, now, settings)
     if after is state:
         return state, effects
     return replace(after, last_ns=now, version=state.version + (_lasting(after) != _lasting(state))), effects
@@ -385,6 +398,68 @@ def _release_fault(state: BreakerState, event: Release) -> str | None:
     if event.probation and not any(cause.kind not in ONLY_A_PERSON for cause in state.causes):
         return "probation needs a cause that readings can show to be over, and there is none; release without it"
     return None
+
+
+# ---- other settings
+
+
+def _new_settings(state: BreakerState, before: BreakerSettings, now: int, settings: BreakerSettings) -> Outcome:
+    if state.mode is BreakerMode.SAFE:
+        return state, ()
+    again = replace(state, causes=tuple(replace(cause, good_readings=0) for cause in state.causes))
+    if state.mode is BreakerMode.HALF_OPEN:
+        return _still_half_open(again, before, now, settings)
+    # A pause begins its hold again, and the longer of the two holds.
+    shorter_ns = max(0, ns(before.provisional_hold_seconds) - ns(settings.provisional_hold_seconds))
+    causes = tuple(
+        cause if cause.latched else replace(cause, last_bad_ns=max(cause.last_bad_ns, now + shorter_ns))
+        for cause in again.causes
+    )
+    enough = [one for one in causes if not one.latched and one.bad_readings > settings.confirmations_of(one.kind)]
+    was_latched = any(cause.latched for cause in causes)
+    repeats = state.repeats + (bool(enough) and not was_latched)
+    causes = tuple(replace(one, latched=True, last_bad_ns=now) if one in enough else one for one in causes)
+    cooldown_ns = settings.cooldown_ns(repeats)
+    until_ns = max(state.cooldown_until_ns, *(one.last_bad_ns + cooldown_ns for one in causes if one.latched), 0)
+    lately = sum(now - at < ns(settings.escalate_window_seconds) for at in state.engagements_ns)
+    waits = any(one.latched and _waited(one, before) and not _waited(one, settings) for one in again.causes)
+    escalates = not state.escalated and lately >= settings.escalate_after_engagements
+    effects = [Effect("latched", f"{one.reason} (by settings that have changed)", one.kind) for one in enough]
+    if escalates:
+        effects.append(_escalation(settings))
+    elif waits and not state.escalated:
+        effects.append(Effect("escalated", "only a person could release it before the settings changed, and still can"))
+    engaged = replace(
+        again,
+        causes=causes,
+        repeats=repeats,
+        engagement=state.engagement + bool(enough),
+        cooldown_until_ns=until_ns,
+        escalated=state.escalated or escalates or waits,
+    )
+    return engaged, tuple(effects)
+
+
+def _still_half_open(state: BreakerState, before: BreakerSettings, now: int, settings: BreakerSettings) -> Outcome:
+    """Half-open stays half-open, unless a cause that could recover by itself waits for a person now."""
+    waiting = [cause for cause in state.causes if _waited(cause, settings) and not _waited(cause, before)]
+    if not waiting:
+        return replace(state, probes_left=min(state.probes_left, settings.half_open_probes)), ()
+    until_ns = max(state.cooldown_until_ns, now + settings.cooldown_ns(state.repeats))
+    engaged = replace(
+        state,
+        mode=BreakerMode.ENGAGED,
+        engagement=state.engagement + 1,
+        cooldown_until_ns=until_ns,
+        probes_left=0,
+    )
+    reason = "it was recovering by itself, which the settings allow no more"
+    return engaged, tuple(Effect("latched", f"{cause.reason} ({reason})", cause.kind) for cause in waiting)
+
+
+def _waited(cause: Cause, settings: BreakerSettings) -> bool:
+    """Whether a cause waits for a person."""
+    return not settings.is_transient(cause.kind)
 
 
 def _is_name(actor: object) -> bool:

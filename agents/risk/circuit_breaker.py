@@ -12,10 +12,9 @@ from __future__ import annotations
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
@@ -25,9 +24,9 @@ from agents.risk.breaker_machine import (
     BreakerMode,
     BreakerState,
     Effect,
-    EffectKind,
     Event,
     Good,
+    NewSettings,
     Probe,
     Release,
     TimePassed,
@@ -35,65 +34,19 @@ from agents.risk.breaker_machine import (
     step,
 )
 from agents.risk.breaker_settings import BreakerSettings, ReasonClass
-from agents.risk.events import json_figures
+from agents.risk.breaker_transition import BreakerTransition, Told
 from agents.risk.local_freeze import say
+from agents.risk.settings_diff import say_changed
 from agents.risk.snapshot_metrics import Figure, SnapshotCollector
 from killswitch.clock import NowNs, WallClock, now_ns, wall_now
+
+__all__ = ["BreakerTransition", "CircuitBreaker", "ReleaseRefused"]
 
 TRANSITIONS_KEPT: Final = 1_000
 
 _FILE_TRIES: Final = 5
 _RELEASE_REFUSED: Final = "release_refused"
 _NOT_TOLD: Final = frozenset({"probe_passed", "probe_refused", "release_refused"})
-
-TransitionKind = EffectKind | Literal["taken_from_file", "file_failed"]
-
-
-class _Told(NamedTuple):
-    """What is told beside the effects of an event."""
-
-    what: TransitionKind
-    reason: str = ""
-    kind: ReasonClass | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BreakerTransition:
-    """One thing that happened to a breaker.
-
-    Attributes:
-        timestamp: when, for people: RFC 3339 in UTC with microseconds. Nothing is decided from it.
-        what: what happened. ``taken_from_file``: another process changed the state. ``file_failed``: the state file
-            could not be used; what holds in this process holds.
-        mode: the mode after it.
-        kind: class of the reason, ``None`` where no single class is meant.
-        reason: the sentence for people.
-        engagement: number that a release must name.
-        metadata: figures that came with it, as JSON values; those that are not finite as words.
-    """
-
-    timestamp: str
-    what: TransitionKind
-    mode: BreakerMode
-    kind: ReasonClass | None
-    reason: str
-    engagement: int
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "metadata", MappingProxyType(json_figures(self.metadata)))
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        return {
-            "timestamp": self.timestamp,
-            "what": self.what,
-            "mode": self.mode.value,
-            "kind": None if self.kind is None else self.kind.value,
-            "reason": self.reason,
-            "engagement": self.engagement,
-            "metadata": dict(self.metadata),
-        }
 
 
 class ReleaseRefused(Exception):  # noqa: N818 - said of the release, not of the program
@@ -141,7 +94,8 @@ class CircuitBreaker:
         self._transitions: deque[BreakerTransition] = deque(maxlen=TRANSITIONS_KEPT)
         self._counts: Counter[tuple[str, str]] = Counter()
         # Engagements that are not in the file yet, one per class; while there are any, the file loosens nothing.
-        self._unwritten: dict[ReasonClass, Bad] = {}
+        # Likewise the settings that changed while it was engaged.
+        self._unwritten: dict[ReasonClass | None, Bad | NewSettings] = {}
         self._file: StateFile | None = None
         if self.settings.state_file is not None:
             self._file = StateFile(self.settings, clock=clock, wall_clock=wall_clock)
@@ -252,6 +206,31 @@ class CircuitBreaker:
         if refusal is not None:
             raise ReleaseRefused(refusal)
 
+    def set_settings(self, settings: BreakerSettings) -> None:
+        """Go by other settings from now on; they never release, half-open or shorten anything that runs.
+
+        While it is engaged or half-open, what counts towards safe begins again: good readings count from nothing, and
+        a cool-down or the hold of a pause lasts as long as it would have, or longer where the new settings say so. What
+        only a person could release before still waits for one (it counts as escalated). What is tighter holds at once;
+        see ``breaker_machine``. Probes that are left become no more.
+
+        Raises:
+            ValueError: ``state_file`` or ``file_lock`` would change, which needs a new start. Nothing has changed.
+        """
+        with self._lock:
+            before = self.settings
+            require_changeable(before, settings)
+            if settings == before:
+                return
+            self.settings = settings
+            if self._file is not None:
+                self._file.close()
+                self._file = StateFile(settings, clock=self._clock, wall_clock=self._wall_clock)
+            effects, seen = self._tighten(NewSettings(before))
+        self._tell(seen, {})
+        self._tell(effects, {})
+        say_changed("circuit breaker settings changed", before, settings, breaker=self.name)
+
     def close(self) -> None:
         """Let go of the state file; it is opened again when the breaker is used again."""
         with self._lock:
@@ -288,7 +267,7 @@ class CircuitBreaker:
 
     # ---- inside
 
-    def _first_state(self) -> tuple[_Told, ...]:
+    def _first_state(self) -> tuple[Told, ...]:
         if self._file is None:
             self._publish(BreakerState(safe_since_ns=self._now()))
             return ()
@@ -299,10 +278,10 @@ class CircuitBreaker:
             return self._distrust_file(str(fault))
         if self._state.mode is BreakerMode.SAFE:
             return ()
-        return (_Told("taken_from_file", _reasons_of(self._state)),)
+        return (Told("taken_from_file", _reasons_of(self._state)),)
 
     def _apply(self, event: Event, metadata: Mapping[str, Any]) -> tuple[Effect, ...]:
-        seen: tuple[_Told, ...]
+        seen: tuple[Told, ...]
         with self._lock:
             if isinstance(event, Bad):
                 effects, seen = self._tighten(event)
@@ -312,19 +291,26 @@ class CircuitBreaker:
         self._tell(effects, metadata)
         return effects
 
-    def _tighten(self, event: Bad) -> tuple[tuple[Effect, ...], tuple[_Told, ...]]:
-        """A bad reading: it holds here first, whatever becomes of the file."""
+    def _tighten(self, event: Bad | NewSettings) -> tuple[tuple[Effect, ...], tuple[Told, ...]]:
+        """A bad reading, or other settings: it holds here first, whatever becomes of the file."""
         after, effects = step(self._state, event, self._now(), self.settings)
         changed = after.version != self._state.version
         self._publish(after)
-        if self._file is None or not (changed or self._unwritten or not self._file.unchanged()):
+        if self._file is None:
             return effects, ()
-        self._unwritten[event.kind] = event
+        if isinstance(event, NewSettings):
+            if not (changed or self._unwritten):
+                return effects, ()  # it only counts anew, and that is for this process alone
+            self._unwritten.setdefault(None, event)
+        elif changed or self._unwritten or not self._file.unchanged():
+            self._unwritten[event.kind] = event
+        else:
+            return effects, ()
         return effects, self._write_unwritten(self._file)
 
-    def _loosen(self, event: Event) -> tuple[tuple[Effect, ...], tuple[_Told, ...]]:
+    def _loosen(self, event: Event) -> tuple[tuple[Effect, ...], tuple[Told, ...]]:
         """Anything but a bad reading: with a file, only in agreement with it."""
-        seen: tuple[_Told, ...] = ()
+        seen: tuple[Told, ...] = ()
         for _ in range(_FILE_TRIES):
             seen += self._catch_up()
             after, effects = step(self._state, event, self._now(), self.settings)
@@ -341,10 +327,10 @@ class CircuitBreaker:
                     self._publish(after)
                     return effects, seen
             except StateFileFault as fault:
-                return _refusal(event, str(fault)), (*seen, _Told("file_failed", str(fault)))
+                return _refusal(event, str(fault)), (*seen, Told("file_failed", str(fault)))
         return _refusal(event, "other processes kept changing the state file"), seen
 
-    def _catch_up(self) -> tuple[_Told, ...]:
+    def _catch_up(self) -> tuple[Told, ...]:
         """See what other processes wrote, and write what this one could not."""
         if self._file is None:
             return ()
@@ -361,9 +347,9 @@ class CircuitBreaker:
         if found.version == self._state.version:
             return ()  # the same state; readings counted here stay
         self._publish(found)
-        return (_Told("taken_from_file", _reasons_of(found)),)
+        return (Told("taken_from_file", _reasons_of(found)),)
 
-    def _write_unwritten(self, file: StateFile) -> tuple[_Told, ...]:
+    def _write_unwritten(self, file: StateFile) -> tuple[Told, ...]:
         """Put engagements of this process on top of what the file says now. What fails is tried again later."""
         try:
             with file.locked():
@@ -372,7 +358,7 @@ class CircuitBreaker:
                 self._publish(state)
                 self._unwritten.clear()
         except StateFileFault as fault:
-            return (_Told("file_failed", str(fault)),)
+            return (Told("file_failed", str(fault)),)
         return ()
 
     def _on_top_of(self, file: StateFile) -> BreakerState:
@@ -392,10 +378,10 @@ class CircuitBreaker:
             engagement=max(state.engagement, self._state.engagement),
         )
 
-    def _distrust_file(self, why: str) -> tuple[_Told, ...]:
+    def _distrust_file(self, why: str) -> tuple[Told, ...]:
         """Engage because what holds is not known, and write that down."""
         effects, seen = self._tighten(Bad(ReasonClass.UNKNOWN, why, certain=True))
-        return (*(_Told(effect.what, effect.reason, effect.kind) for effect in effects), *seen)
+        return (*(Told(effect.what, effect.reason, effect.kind) for effect in effects), *seen)
 
     def _publish(self, state: BreakerState) -> None:
         """The lock is held. Closing shows before anything else, opening after everything else."""
@@ -406,7 +392,7 @@ class CircuitBreaker:
         self.engagement = state.engagement
         self.restricted = restricted
 
-    def _tell(self, told: Sequence[Effect | _Told], metadata: Mapping[str, Any]) -> None:
+    def _tell(self, told: Sequence[Effect | Told], metadata: Mapping[str, Any]) -> None:
         for one in told:
             if one.what in _NOT_TOLD:
                 continue
@@ -451,6 +437,18 @@ def _refusal(event: Event, why: str) -> tuple[Effect, ...]:
     if isinstance(event, Release):
         return (Effect(_RELEASE_REFUSED, f"not released: {why}"),)
     return (Effect("probe_refused", why),) if isinstance(event, Probe) else ()
+
+
+def require_changeable(before: BreakerSettings, after: BreakerSettings) -> None:
+    """Refuse settings that a breaker cannot take while it runs.
+
+    Raises:
+        ValueError: one sentence, naming them.
+    """
+    fixed = [name for name in ("state_file", "file_lock") if getattr(before, name) != getattr(after, name)]
+    if fixed:
+        changes = " and ".join(f"{name} from {getattr(before, name)!r} to {getattr(after, name)!r}" for name in fixed)
+        raise ValueError(f"{changes}: cannot change while the process runs; start it again. Nothing has changed")
 
 
 def _class(kind: ReasonClass | str) -> ReasonClass:
