@@ -32,6 +32,7 @@ from agents.risk.exposure_figures import (
     Totals,
     group_exposure,
 )
+from agents.risk.exposure_levels import bucket_levels, require_same_book
 from agents.risk.exposure_numbers import LARGEST, LARGEST_EQUITY_USD, SUMS, amount, percentage
 from agents.risk.exposure_sleeve import NOTHING, Contribution, Sleeve, Unit
 from agents.risk.option_exposure import OptionGreeks, option_unit
@@ -88,11 +89,7 @@ class ExposureBook:
 
     def __init__(self, settings: ExposureSettings | None = None) -> None:
         self.settings = settings if settings is not None else ExposureSettings()
-        buckets = self.settings.buckets
-        self._levels = {
-            name: (getattr(buckets, name).target_pct, getattr(buckets, name).max_pct)
-            for name in type(buckets).model_fields
-        }
+        self._levels = bucket_levels(self.settings)
         self._group_of = self.settings.group_of()
         self._lock = threading.Lock()
         self._equity_usd: Decimal | None = None
@@ -109,6 +106,16 @@ class ExposureBook:
         self._ungrouped: dict[str, None] = {}
         for symbol in self._symbols.values():
             symbol.sleeves.clear()
+
+    def set_levels(self, settings: ExposureSettings) -> None:
+        """Tell the targets and maxima of these settings from now on; what is held and working stays.
+
+        Raises:
+            ValueError: groups or the most symbols or orders differ, which needs a new start. Nothing has changed.
+        """
+        with self._lock:
+            require_same_book(self.settings, settings)
+            self.settings, self._levels = settings, bucket_levels(settings)
 
     # ---- what comes in
 
@@ -273,7 +280,7 @@ class ExposureBook:
             faults = self._sentences()
             equity = self._equity_usd
             buckets = {name: totals.read() for name, totals in self._buckets.items()}
-            working = len(self._orders)
+            working, levels = len(self._orders), self._levels
         base = None if faults else equity
         long_usd = short_usd = potential_usd = gamma = vega = ZERO
         for one in buckets.values():
@@ -293,7 +300,7 @@ class ExposureBook:
             potential_exposure_pct=percentage(potential_usd, base),
             open_orders_potential=percentage(orders_usd, base),
             open_orders_potential_usd=float(orders_usd),
-            buckets=MappingProxyType({name: self._bucket(name, one, base) for name, one in buckets.items()}),
+            buckets=MappingProxyType({name: _bucket(one, base, levels[name]) for name, one in buckets.items()}),
             gross_usd=float(gross_usd),
             long_usd=float(long_usd),
             short_usd=float(short_usd),
@@ -302,18 +309,6 @@ class ExposureBook:
             gamma_usd_per_pct=float(gamma),
             vega_usd_per_point=float(vega),
             working_orders=working,
-        )
-
-    def _bucket(self, name: str, one: Contribution, base: Decimal | None) -> BucketExposure:
-        target_pct, max_pct = self._levels[name]
-        gross_usd = SUMS.add(one.long_usd, one.short_usd)
-        return BucketExposure(
-            current_pct=percentage(gross_usd, base),
-            potential_pct=percentage(one.potential_usd, base),
-            target_pct=target_pct,
-            max_pct=max_pct,
-            current_usd=float(gross_usd),
-            potential_usd=float(one.potential_usd),
         )
 
     def groups(self) -> Mapping[str, GroupExposure]:
@@ -458,6 +453,19 @@ class ExposureBook:
         while self._untold:
             with contextlib.suppress(IndexError):  # another thread was faster
                 _log.error("the exposure is not known any more", why=self._untold.popleft())
+
+
+def _bucket(one: Contribution, base: Decimal | None, levels: tuple[float, float]) -> BucketExposure:
+    target_pct, max_pct = levels
+    gross_usd = SUMS.add(one.long_usd, one.short_usd)
+    return BucketExposure(
+        current_pct=percentage(gross_usd, base),
+        potential_pct=percentage(one.potential_usd, base),
+        target_pct=target_pct,
+        max_pct=max_pct,
+        current_usd=float(gross_usd),
+        potential_usd=float(one.potential_usd),
+    )
 
 
 def _sleeve(state: _Symbol, bucket: str) -> Sleeve:

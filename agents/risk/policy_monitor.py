@@ -11,6 +11,8 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter
 
 from agents.risk.exposure_book import ExposureBook
 from agents.risk.exposure_figures import ExposureFigures
+from agents.risk.exposure_levels import needs_new_start
+from agents.risk.policy_settings import RiskRules
 from agents.risk.policy_table import (
     PolicyDecisionTable,
     PolicyMode,
@@ -19,6 +21,7 @@ from agents.risk.policy_table import (
     Restriction,
     restriction_of,
 )
+from agents.risk.settings_diff import say_changed
 from agents.risk.trading_session import SessionMoment, regime_at, unknown_moment
 
 _log = structlog.get_logger("killswitch.risk")
@@ -87,6 +90,37 @@ class PolicyMonitor:
         """The newest decision, ``None`` before the first."""
         return self._newest
 
+    @property
+    def rules(self) -> RiskRules:
+        """The rules in force."""
+        return self._table.rules
+
+    def set_rules(self, rules: RiskRules) -> None:
+        """Decide by other rules from now on, and at once; a change of mode is told before this returns.
+
+        The book stays, and follows the new targets and maxima. A decision is no freeze and latches nothing: looser
+        rules may allow what was not allowed. A freeze that was made of a decision is lifted by a person alone, and
+        figures that are not known stay unknown under any rules. ``on_mode`` must not call this.
+
+        Raises:
+            ValueError: something differs that needs a new start: what the book follows, or the session. Nothing has
+                changed.
+        """
+        table = PolicyDecisionTable(rules)
+        with self._lock:
+            before = self._table.rules
+            if rules.session != before.session:
+                names = [
+                    f"session.{name}"
+                    for name in type(rules.session).model_fields
+                    if getattr(rules.session, name) != getattr(before.session, name)
+                ]
+                raise ValueError(needs_new_start(names))
+            self._book.set_levels(rules.exposure)
+            self._table = table
+            self._evaluate()
+        say_changed("risk rules changed", before, rules)
+
     def allows_growing_orders(self) -> bool:
         """Whether an order that could grow the exposure may be sent now. Cancels always may."""
         newest = self._newest
@@ -95,14 +129,18 @@ class PolicyMonitor:
     def evaluate(self) -> PolicyDecision:
         """Decide anew, and tell a change. Never raises."""
         with self._lock:
-            decision = self._decide()
-            self._newest = decision
-            now = (decision.mode, decision.restriction)
-            if now != self._counted:
-                self._counted = now
-                self._count(decision)
-            if now != self._told and self._pass_on(decision):
-                self._told = now
+            return self._evaluate()
+
+    def _evaluate(self) -> PolicyDecision:
+        """The lock is held."""
+        decision = self._decide()
+        self._newest = decision
+        now = (decision.mode, decision.restriction)
+        if now != self._counted:
+            self._counted = now
+            self._count(decision)
+        if now != self._told and self._pass_on(decision):
+            self._told = now
         return decision
 
     def _decide(self) -> PolicyDecision:
