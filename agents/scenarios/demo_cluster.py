@@ -25,6 +25,7 @@ GROSS_HARD_SHARE = 1.2
 """Above what all routers together may hold: a backstop, so that one rule trips and not two at the same instant."""
 
 
+NODE_DRAWDOWN_HARD_RATIO = 0.4
 EQUITY_SHARE = 1.0
 """Equity of a node in terms of all that its routers may hold: a node's account is never leveraged."""
 
@@ -88,10 +89,11 @@ class DemoCluster:
         """The limits of every agent and every router, wide enough that the coordinator's rules speak first."""
         room_usd = INVENTORY_MAX_USD * len(self.symbols)
         return {
-            # A node warns at half of what has the coordinator freeze, and freezes by itself at five times that.
+            # A node warns at half of what has the coordinator freeze. It holds its positions through the whole fall,
+            # frozen: a hard level nearer than this would trip as well, and the demo is to show one cause.
             "initial_balance_usd": room_usd * self._options.routers * EQUITY_SHARE,
             "drawdown_warning": DRAWDOWN_HARD_USD_PER_ROUTER * DRAWDOWN_WARNING_SHARE / room_usd,
-            "max_daily_drawdown": DRAWDOWN_HARD_USD_PER_ROUTER * 5 / room_usd,
+            "max_daily_drawdown": NODE_DRAWDOWN_HARD_RATIO,
             "orders": {
                 "max_inventory_usd_per_symbol": INVENTORY_MAX_USD * LIMIT_HEADROOM,
                 "max_total_notional_usd": room_usd * LIMIT_HEADROOM * self._options.routers,
