@@ -24,6 +24,7 @@ from agents.metrics import AgentMetrics
 from agents.node_limits import NodeLimitsFiles, RunningLimits
 from agents.node_monitor import NodeMonitor
 from agents.risk.node_rule import NodeFinding
+from agents.risk.risk_limits_file import JudgementSettings
 from agents.routers import RouterBook, RouterPresence, exposure_of
 from agents.stopper import RouterStops
 from agents.store_session import Node, StoreSession
@@ -97,7 +98,7 @@ class Agent:
                 clock=first.clock,
                 registry=self.registry,
             )
-            self.limits.guard = self.monitor.set_guard
+            self.limits.on_change = self._limits_changed
             self.sessions = self._open_sessions(settings)
             self.metrics = AgentMetrics(self.registry, [session.keeper for session in self.sessions], self.book)
             self._link = LinkServer(
@@ -283,6 +284,10 @@ class Agent:
 
     def _limits_loop(self) -> None:
         self.limits.follow(self._stopping)
+
+    def _limits_changed(self, settings: JudgementSettings) -> None:
+        self.monitor.set_guard(settings)
+        self._judge_now.set()
 
     def _utilization_pct(self) -> float | None:
         return self.limits.utilization_pct(exposure_of(self.book.states()).gross_usd)

@@ -99,7 +99,7 @@ class RunningLimits:
 
     Attributes:
         rules: in the order in which they are asked.
-        guard: told when the settings of the judgement have changed.
+        on_change: told after limits or policy have changed.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class RunningLimits:
         wall_clock: WallClock,
         registry: CollectorRegistry,
     ) -> None:
-        self.guard: Callable[[JudgementSettings], None] = lambda _: None
+        self.on_change: Callable[[JudgementSettings], None] = lambda _: None
         self._limits, self._policy = files.limits, files.policy
         self.content_hash = files.content_hash()
         self._limits_rule = NodeLimitsRule(files.limits.orders, registry=registry)
@@ -201,15 +201,16 @@ class RunningLimits:
         if self._account_rule is not None:
             self._account_rule.monitor.set_limits(limits)
         self._limits_rule.set_limits(limits.orders)
-        self.guard(limits.judgement)
         self._limits = limits
         self.content_hash = _hash_of(limits, self._policy)
+        self.on_change(limits.judgement)
 
     def _take_policy(self, policy: RiskRules) -> None:
         if self._policy_rule is not None:
             self._policy_rule.set_rules(policy)
         self._policy = policy
         self.content_hash = _hash_of(self._limits, policy)
+        self.on_change(self._limits.judgement)
 
 
 def _hash_of(limits: RiskLimitsFile, policy: RiskRules | None) -> str:

@@ -43,6 +43,10 @@ NODES = "tests/cluster/test_node_faults.py"
 COORDINATORS = "tests/cluster/test_coordinators.py"
 DEMO = "tests/cluster/test_demo.py"
 STORES = "tests/conformance"
+JUDGED = "tests/cluster/test_node_judgement.py"
+U_NODE = "tests/unit/test_node_monitor.py"
+U_CHANGE = "tests/unit/test_limits_change.py"
+U_LIVE = "tests/unit/test_live_limits.py"
 
 
 @dataclass(frozen=True)
@@ -305,7 +309,48 @@ BREAKS = (
     Break("a report that cannot be read counts as nothing held", "coordinator/rules.py",
           "    if snapshot.unreadable:\n", "    if False:\n", "tests/unit/test_coordinator.py",
           ("test_an_unreadable_report_freezes_without_any_rule",)),
+    Break("a rule of the node that fails is skipped", "agents/risk/node_judgement.py",
+          'return (self._fault(f"the rule {rule.name} failed: {error!r}"),)', "return ()", U_NODE,
+          ("test_unknown_is_frozen_when_a_rule_raises_at_the_severity_that_the_settings_name",
+           "test_unknown_is_frozen_when_a_rule_answers_nonsense")),
+    Break("a rule of the node may take as long as it likes", "agents/risk/node_judgement.py",
+          "        if not 0 <= took_ns <= self._budget_ns:\n", "        if False:\n", U_NODE,
+          ("test_a_rule_that_is_late_is_a_breach_though_it_found_nothing",)),
+    Break("nobody watches a rule that never answers", "agents/agent.py",
+          "                self.monitor.watch()\n", "", JUDGED,
+          ("test_unknown_is_frozen_when_a_rule_of_ones_own_fails and hang",)),
+    Break("a drawdown of a node only warns", "agents/risk/node_account_rule.py",
+          'level="warning" if one.level is AlertLevel.WARNING else self._level_of(_CLASSES[one.measure]),',
+          'level="warning",', f"{JUDGED} tests/unit/test_node_rules.py",
+          ("test_a_drawdown_on_one_node_freezes_the_cluster", "test_drawdown_and_leverage_warn_and_freeze_at_their_levels")),
+    Break("what was released freezes again at once", "agents/node_monitor.py",
+          "        if accepted is not None and not _is_worse(finding, *accepted):\n", "        if False:\n", U_NODE,
+          ("test_what_a_person_released_is_accepted_until_it_gets_worse",)),
+    Break("what was released never freezes again", "agents/node_monitor.py",
+          "    return not finding.value <= accepted_value * (ACCEPTED_MARGIN if accepted_value > 0 else 1.0)\n",
+          "    return False\n", U_NODE, ("test_what_a_person_released_is_accepted_until_it_gets_worse",)),
+    Break("a pause is never lifted", "agents/node_monitor.py",
+          "                self._actions.resume(source)\n", "                pass\n", f"{U_NODE} {JUDGED}",
+          ("test_a_pause_lifts_itself_when_it_is_not_found_any_more",
+           "test_a_pause_closes_one_node_tells_nobody_and_lifts_itself")),
+    Break("a rule of one's own that cannot be had is left out", "agents/node_limits.py",
+          "        own_rules=tuple(load_node_rules(limits.rules.node)),\n", "", JUDGED,
+          ("test_a_rule_that_cannot_be_imported_keeps_the_agent_from_starting",)),
+    # -- limits that change
+    Break("a file that is not sound may loosen", "agents/risk/limits_change.py",
+          'if not changes or any(change.direction != "tighter" for change in changes):', "if not changes:", U_CHANGE,
+          ("test_a_file_that_is_not_sound_never_loosens_anything",
+           "test_of_a_file_that_is_not_sound_what_tightens_is_taken_and_what_loosens_is_not")),
+    Break("a half-written file is believed", "agents/risk/live_limits.py",
+          "if change.outcome == \"applied\" and change.loosens and not asked and stamp != seen:", "if False:", U_LIVE,
+          ("test_what_loosens_waits_until_the_file_was_the_same_at_two_looks",)),
+    Break("what tightens waits like what loosens", "agents/risk/live_limits.py",
+          "return self._take(tighter) if tighter.changes else None", "return None", U_LIVE,
+          ("test_of_a_change_both_ways_what_tightens_holds_at_the_first_look_and_the_rest_at_the_second",)),
     # -- NOTHING IS LOST
+    Break("a loosening holds though it could not be written down", "agents/risk/live_limits.py",
+          "cannot_hold = self._put_in_force(change) if unwritten is None else None", "cannot_hold = self._put_in_force(change)",
+          U_LIVE, ("test_nothing_loosens_that_cannot_be_written_down_and_what_tightens_holds_all_the_same",)),
     Break("a change of the flag leaves its history entry out", "killswitch/cluster.py",
           "                history_key: HistoryRecord.from_core(change.entry).to_bytes(),\n", "", U_FLAG,
           ("test_a_crash_anywhere_in_a_commit_leaves_the_old_flag_or_the_new",)),

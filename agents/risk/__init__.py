@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     )
     from agents.risk.limit_schedule import LimitSchedule, LimitScheduleSettings
     from agents.risk.limits import OrderRefused, RiskLimits
+    from agents.risk.live_limits import LiveLimits
+    from agents.risk.node_rule import NodeFinding, NodeHolding, NodeRule, NodeSnapshot
     from agents.risk.option_exposure import OptionGreeks
     from agents.risk.order_simulation import OrderSimulation
     from agents.risk.policy_monitor import PolicyDecision, PolicyMonitor, decide_for
@@ -54,6 +56,9 @@ if TYPE_CHECKING:
     )
     from agents.risk.pretrade import PreTradeControls, PretradeOrder, PretradeRule
     from agents.risk.pretrade_settings import PreTradeSettings
+    from agents.risk.process_limits import ProcessLimits
+    from agents.risk.risk_limits_file import RiskLimitsFile, load_risk_limits
+    from agents.risk.rule_loading import RuleNotUsable
     from agents.risk.runtime_monitor import RuntimeRiskMonitor, create_risk_monitor
     from agents.risk.settings_file import RiskFileError, load_risk_rules
     from agents.risk.trading_session import AlwaysOpen, CalendarError, SessionClock, load_schedule, regime_at
@@ -85,6 +90,8 @@ _MODULES = {
     "exposure_figures": "BookHolding BookOrder BucketExposure ExposureFigures GroupExposure HeldPosition",
     "limit_schedule": "LimitSchedule LimitScheduleSettings",
     "limits": "OrderRefused RiskLimits",
+    "live_limits": "LiveLimits",
+    "node_rule": "NodeFinding NodeHolding NodeRule NodeSnapshot",
     "option_exposure": "OptionGreeks",
     "order_simulation": "OrderSimulation",
     "policy_monitor": "PolicyDecision PolicyMonitor decide_for",
@@ -92,6 +99,9 @@ _MODULES = {
     "policy_table": "PolicyDecisionTable PolicyMode PolicyReason Regime Restriction restriction_of",
     "pretrade": "PreTradeControls PretradeOrder PretradeRule",
     "pretrade_settings": "PreTradeSettings",
+    "process_limits": "ProcessLimits",
+    "risk_limits_file": "RiskLimitsFile load_risk_limits",
+    "rule_loading": "RuleNotUsable",
     "runtime_monitor": "RuntimeRiskMonitor create_risk_monitor",
     "settings_file": "RiskFileError load_risk_rules",
     "trading_session": "AlwaysOpen CalendarError SessionClock load_schedule regime_at",
@@ -126,6 +136,15 @@ __all__ = [
     "PreTradeSettings",
     "PretradeOrder",
     "PretradeRule",
+    "ProcessLimits",
+    "RiskLimitsFile",
+    "load_risk_limits",
+    "LiveLimits",
+    "RuleNotUsable",
+    "NodeRule",
+    "NodeSnapshot",
+    "NodeHolding",
+    "NodeFinding",
     "FreezeEvent",
     "RiskMonitor",
     "AccountLimits",

@@ -115,7 +115,16 @@ MILDEST_FIRST: Final[Mapping[str, Sequence[str]]] = {
 """Settings that are one word of several, the mildest first."""
 
 FIXED: Final = frozenset(
-    ["state_file", "file_lock", "initial_balance_usd", "orders.max_working_orders", "value_at_risk", "anomaly", "rules"]
+    [
+        "state_file",
+        "file_lock",
+        "initial_balance_usd",
+        "orders.max_working_orders",
+        "value_at_risk",
+        "anomaly",
+        "rules",
+        "session",
+    ]
 )
 """Settings, and whole sections, that need a new start: a file that changes one is not sound for this process."""
 
@@ -123,7 +132,6 @@ _ALIASES: Final[Mapping[Place, Place]] = {
     **{(other,): (name,) for other, name in OTHER_NAMES.items()},
     **{("orders", other): ("orders", name) for other, name in ORDER_OTHER_NAMES.items()},
 }
-_ABSENT: Final = object()
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,7 @@ class ProcessLimits:
         wall_clock: WallClock = wall_now,
     ) -> None:
         self._session_clock: MinuteOfDay = session_clock if session_clock is not None else _unknown_minute
+        self._clock = clock
         own, schedule = limits.orders.to_risk_limits(), limits.orders.schedule
         self.monitor = RuntimeRiskMonitor(
             max_inventory_usd_per_symbol=own.max_inventory_usd,
@@ -140,9 +141,14 @@ class ProcessLimits:
         return () if self._live is None else self._live.faults
 
     def _take(self, limits: RiskLimitsFile) -> None:
-        self.monitor.set_limits(limits.orders.to_risk_limits())
-        self.monitor.set_schedule(limits.orders.schedule, session_clock=self._session_clock)
+        # What may refuse comes first, and then nothing has changed.
         self.controls.set_settings(limits.pretrade)
+        self.monitor.set_limits_and_schedule(
+            limits.orders.to_risk_limits(),
+            limits.orders.schedule,
+            session_clock=self._session_clock,
+            clock=self._clock,
+        )
 
 
 def _unknown_minute() -> float:

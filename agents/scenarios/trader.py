@@ -2,8 +2,8 @@
 
 It uses what any trading firm's program would use and nothing more: the gate, the link to the agent, the order router
 and the limits of a file, which it follows while it trades. It knows nothing of the scenario that it is part of. It
-quotes a few bids below the price and offers what it holds above it; it never sells short. When prices fall its bids are filled, so its inventory grows to
-its limit and it loses money, as market makers do in a crash.
+quotes a few bids below the price and offers what it holds above it; it never sells short. When prices fall its bids are
+filled, so its inventory grows to its limit and it loses money, as market makers do in a crash.
 
 It keeps quoting through a freeze: every attempt is refused by the gate before anything is sent, and counted by cause.
 """

@@ -65,7 +65,7 @@ class NodeLab:
             path = f"{self.lab.folder}{os.pathsep}{clean_environment().get('PYTHONPATH', '')}"
             self.agents[node] = self.lab.start_agent(node, environment={"PYTHONPATH": path})
         self.router = Router(self.lab, "n1", "r1", working=2)
-        wait_until(lambda: self.both_open(), what="both nodes to trade")
+        wait_until(self.both_open, what="both nodes to trade")
 
     def report(self, *, pnl_usd: float = 0.0, quantity: float = 0.0, working: int = 0) -> None:
         assert self.router is not None
@@ -106,7 +106,9 @@ class NodeLab:
 def make_node_lab(make_lab: Callable[..., Lab]) -> Iterator[Callable[..., NodeLab]]:
     made: list[NodeLab] = []
 
-    def make(limits: dict[str, Any], *, rules: dict[str, Any] | None = None, start: bool = True, **agent: Any) -> NodeLab:
+    def make(
+        limits: dict[str, Any], *, rules: dict[str, Any] | None = None, start: bool = True, **agent: Any
+    ) -> NodeLab:
         lab = make_lab()
         settings = dict(agent)
         settings["risk_limits"] = str(lab.folder / "risk_limits.yaml")
@@ -235,7 +237,7 @@ def test_a_rule_that_cannot_be_imported_keeps_the_agent_from_starting(make_node_
 def test_limits_that_are_tightened_while_the_agent_runs_hold_at_once_and_are_written_down(
     make_node_lab: Callable[..., NodeLab],
 ) -> None:
-    """A loss within the limit becomes a breach when the limit is tightened; the record and the file say what changed."""
+    """A loss within the limit becomes a breach when that is tightened; the record and the file say what changed."""
     cluster = make_node_lab(ACCOUNT)
     before = cluster.lab.cluster.membership().nodes["n1"].limits_hash
     cluster.report(pnl_usd=-1_800.0)

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from agents.risk import limits_change
 from agents.risk.limits_change import FEWER, FIXED, HIGHER, LOWER, LOWER_ONLY_BELOW, MILDEST_FIRST, decide_change
 from agents.risk.policy_settings import RiskRules
 from agents.risk.risk_limits_file import RiskLimitsFile
@@ -211,4 +210,7 @@ def test_rules_of_exposure_follow_their_file_as_a_whole(tmp_path: Path) -> None:
     change = decide_change(RiskRules(), read_settings(path, RiskRules))
     assert change.outcome == "applied"
     assert [one.setting for one in change.changes] == ["regimes.MID.tolerance_pct"]
-    assert limits_change.FIXED  # the tables are of the limits; a rule is only ever taken with the whole
+    path.write_text("session: {calendar: 24/7}\n")
+    refused = decide_change(RiskRules(), read_settings(path, RiskRules))
+    assert refused.outcome == "refused"
+    assert refused.faults[0].startswith("session.calendar: cannot change from 'XLON' to '24/7' while this process runs")

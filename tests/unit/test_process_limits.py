@@ -1,0 +1,124 @@
+"""The limits of one trading process, from one file: monitor and controls of it, followed while orders go."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry
+
+from agents.risk import ProcessLimits, RiskLimitsFile, RuleNotUsable
+from agents.risk.events import FreezeEvent
+from agents.risk.limits_audit import LimitsAudit, read_audit
+from agents.risk.risk_limits_file import load_risk_limits
+from agents.risk.settings_file import RiskFileError
+
+LIMITS: dict[str, Any] = {
+    "orders": {"max_inventory_usd_per_symbol": 10_000.0, "max_total_notional_usd": 50_000.0,
+               "edge_freeze_threshold_bps": 1.5},
+    "pretrade": {"order_size": {"max_value_usd": 6_000.0}, "permitted_symbols": ["BTCUSDT", "ETHUSDT"]},
+}  # fmt: skip
+
+
+class Rig:
+    def __init__(self, folder: Path, limits: dict[str, Any] | None = None, **more: Any) -> None:
+        self.path = folder / "limits.yaml"
+        self.audit = folder / "audit.jsonl"
+        self.frozen: list[FreezeEvent] = []
+        self.writes = 0
+        self.write(LIMITS if limits is None else limits)
+        self.process = ProcessLimits(
+            load_risk_limits(self.path), path=self.path, audit=LimitsAudit(self.audit), on_freeze=self.frozen.append,
+            registry=CollectorRegistry(), **more,
+        )  # fmt: skip
+
+    def write(self, limits: dict[str, Any]) -> None:
+        self.path.write_text(yaml.safe_dump(limits))
+        self.writes += 1
+        os.utime(self.path, ns=(self.writes, self.writes))
+
+    def look(self, *, asked: bool = False) -> None:
+        assert self.process._live is not None
+        self.process._live.look(asked=asked)
+
+    def admit(self, order: str, qty: float, symbol: str = "BTCUSDT", price: float = 50_000.0) -> str | None:
+        refused = self.process.controls.admit(order, symbol, "buy", qty, price)
+        return None if refused is None else refused.kind
+
+
+def changed(**pretrade: Any) -> dict[str, Any]:
+    return {**LIMITS, "pretrade": {**LIMITS["pretrade"], **pretrade}}
+
+
+def test_every_part_of_the_file_holds(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    assert rig.admit("1", 0.1) is None
+    assert rig.admit("2", 0.13) == "order_value"
+    assert rig.admit("3", 0.11) == "symbol_limit", "the first order works and counts"
+    assert rig.admit("4", 1.0, symbol="DOGEUSDT", price=1.0) == "symbol_not_permitted"
+    rig.process.monitor.on_edge_update("BTCUSDT", 1.2)
+    assert [event.trigger for event in rig.frozen] == ["edge_collapse"]
+    assert rig.admit("5", 0.01) == "frozen"
+
+
+def test_a_tightened_file_holds_for_the_next_order_and_what_works_goes_on_counting(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    assert rig.admit("1", 0.1) is None
+    rig.write({**LIMITS, "orders": {**LIMITS["orders"], "max_inventory_usd_per_symbol": 6_000.0}})
+    rig.look()
+    assert rig.admit("2", 0.03) == "symbol_limit"
+    assert rig.admit("3", 0.01) is None
+    rig.write(changed(order_size={"max_value_usd": 400.0}))
+    rig.look()
+    assert rig.admit("4", 0.01) == "order_value"
+
+
+def test_a_loosened_file_holds_at_the_second_look_and_releases_nothing(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.process.monitor.freeze("by hand")
+    rig.write(changed(order_size={"max_value_usd": 9_000.0}))
+    rig.look()
+    assert rig.process.controls.settings.order_size is not None
+    assert rig.process.controls.settings.order_size.max_value_usd == 6_000.0
+    rig.look()
+    assert rig.process.controls.settings.order_size.max_value_usd == 9_000.0
+    assert rig.process.monitor.is_frozen()
+    assert [entry["outcome"] for entry in read_audit(rig.audit)[0]] == ["started", "applied"]
+
+
+def test_a_schedule_and_counts_of_the_day_can_appear_while_it_runs(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, day=lambda: dt.date(2026, 1, 30), session_clock=lambda: 600.0)
+    schedule = {"sessions": [{"from_minute": 0, "limit_pct": 50}]}
+    rig.write({**changed(daily={"max_orders": 1}), "orders": {**LIMITS["orders"], "schedule": schedule}})
+    rig.look(asked=True)
+    assert rig.process.faults() == ()
+    assert rig.admit("1", 0.11) == "symbol_limit", "half of 10,000 USD"
+    assert rig.admit("2", 0.1) is None
+    assert rig.admit("3", 0.001) == "daily_orders"
+
+
+def test_limits_by_time_of_day_without_a_clock_are_at_their_tightest(tmp_path: Path) -> None:
+    schedule = {"sessions": [{"from_minute": 0, "limit_pct": 100}, {"from_minute": 900, "limit_pct": 10}]}
+    rig = Rig(tmp_path, {**LIMITS, "orders": {**LIMITS["orders"], "schedule": schedule}})
+    assert rig.admit("1", 0.03) == "symbol_limit"
+
+
+def test_a_file_or_a_rule_that_cannot_be_used_is_a_sentence_before_anything_trades(tmp_path: Path) -> None:
+    path = tmp_path / "limits.yaml"
+    path.write_text("pretrade: {order_size: {max_value_usd: 0}}\n")
+    with pytest.raises(RiskFileError, match=r"limits.yaml:1: pretrade.order_size.max_value_usd: input should be great"):
+        ProcessLimits.of_file(path)
+    path.write_text("rules: {orders: [{rule: 'nowhere:Rule'}]}\n")
+    with pytest.raises(RuleNotUsable, match="the rule nowhere:Rule cannot be imported"):
+        ProcessLimits.of_file(path, registry=CollectorRegistry())
+
+
+def test_limits_given_as_objects_follow_nothing() -> None:
+    process = ProcessLimits(RiskLimitsFile(), registry=CollectorRegistry())
+    process.look_soon()
+    assert process.faults() == ()
+    assert process.controls.admit("1", "X", "buy", 1.0, 1.0) is None
