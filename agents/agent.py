@@ -25,7 +25,7 @@ from agents.node_limits import NodeLimitsFiles, RunningLimits
 from agents.node_monitor import NodeMonitor
 from agents.risk.node_rule import NodeFinding
 from agents.risk.risk_limits_file import JudgementSettings
-from agents.routers import RouterBook, RouterPresence, exposure_of
+from agents.routers import RouterBook, exposure_of, routers_seen
 from agents.stopper import RouterStops
 from agents.store_session import Node, StoreSession
 from killswitch.cluster import Cluster, new_freeze_id
@@ -83,7 +83,8 @@ class Agent:
         self.registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
-        self.book = RouterBook()
+        self._clock = first.clock
+        self.book = RouterBook(first.clock)
         self.stops = RouterStops()
         self._scopes = FreezeScopes(settings.freeze_scope, identity.node)
         self._gate = GateWriter(settings.gate, cluster=first.name, node=identity.node)
@@ -270,12 +271,8 @@ class Agent:
             if self._stopping.is_set():
                 return
             states = self.book.states()
-            live, lost = (
-                sum(state.presence is presence for state in states)
-                for presence in (RouterPresence.LIVE, RouterPresence.LOST)
-            )
             before = self.monitor.findings()
-            self.monitor.observe(exposure_of(states), routers_live=live, routers_lost=lost)
+            self.monitor.observe(exposure_of(states), routers_seen(states, self._clock()))
             if [(one.source, one.finding.level) for one in before] != [
                 (one.source, one.finding.level) for one in self.monitor.findings()
             ]:

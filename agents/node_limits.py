@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from agents.risk.limits_audit import LimitsAudit
 from agents.risk.live_limits import LiveLimits
 from agents.risk.node_account_rule import NodeAccountRule
+from agents.risk.node_inputs_rule import NodeInputsRule
 from agents.risk.node_limits_rule import NodeLimitsRule
 from agents.risk.node_policy_rule import NodePolicyRule, session_clock
 from agents.risk.node_rule import NodeRule
@@ -115,6 +116,7 @@ class RunningLimits:
         self.on_change: Callable[[JudgementSettings], None] = lambda _: None
         self._limits, self._policy = files.limits, files.policy
         self.content_hash = files.content_hash()
+        self._inputs_rule = NodeInputsRule(files.limits.inputs)
         self._limits_rule = NodeLimitsRule(files.limits.orders, registry=registry)
         self._account_rule: NodeAccountRule | None = None
         self._policy_rule: NodePolicyRule | None = None
@@ -138,7 +140,7 @@ class RunningLimits:
             )
         figures = figure_rules(files.limits, clock=clock, registry=registry)
         # The account first: the policy asks it for the equity of the same moment.
-        own: tuple[NodeRule | None, ...] = (self._limits_rule, self._account_rule, self._policy_rule)
+        own: tuple[NodeRule | None, ...] = (self._inputs_rule, self._limits_rule, self._account_rule, self._policy_rule)
         self.rules: tuple[NodeRule, ...] = (*(rule for rule in own if rule is not None), *figures, *files.own_rules)
         self._live = self._followed(files, state_dir, wall_clock, registry)
 
@@ -201,6 +203,7 @@ class RunningLimits:
         if self._account_rule is not None:
             self._account_rule.monitor.set_limits(limits)
         self._limits_rule.set_limits(limits.orders)
+        self._inputs_rule.set_settings(limits.inputs)
         self._limits = limits
         self.content_hash = _hash_of(limits, self._policy)
         self.on_change(limits.judgement)

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from agents.risk.node_judgement import Judged, NodeJudgement
 from agents.risk.node_rule import LEVEL_RANK, NodeFinding, NodeHolding, NodeRule, NodeSnapshot
 from agents.risk.risk_limits_file import JudgementSettings
-from agents.routers import NodeExposure
+from agents.routers import NodeExposure, RoutersSeen
 from killswitch.clock import NowNs
 from killswitch.core.canonical import finite_or_text
 from killswitch.core.modes import Mode
@@ -101,14 +101,14 @@ class NodeMonitor:
         """Hold the rules to other settings from now on."""
         self._judgement.set_guard(budget_ms=settings.budget_ms, on_error=settings.on_error)
 
-    def observe(self, exposure: NodeExposure, *, routers_live: int, routers_lost: int) -> None:
+    def observe(self, exposure: NodeExposure, routers: RoutersSeen) -> None:
         """Judge the newest exposure of the node, on the thread that judges. Never raises."""
         with self._acting:
             rules_released, self._rules_released = self._rules_released, set()
         if rules_released:
             self._judgement.released(rules_released)
         began_ns = self._clock()
-        judged = self._judgement.judge(self._snapshot(exposure, routers_live, routers_lost))
+        judged = self._judgement.judge(self._snapshot(exposure, routers))
         self._seconds.observe((self._clock() - began_ns) / 1e9)
         with self._acting:
             self._late = {}
@@ -189,7 +189,7 @@ class NodeMonitor:
         say = log.warning if finding.level == "warning" else log.critical
         say("node_finding", node=self._node, **dict(finite_or_text(_told(judged))))
 
-    def _snapshot(self, exposure: NodeExposure, routers_live: int, routers_lost: int) -> NodeSnapshot:
+    def _snapshot(self, exposure: NodeExposure, routers: RoutersSeen) -> NodeSnapshot:
         return NodeSnapshot(
             node=self._node,
             now_ns=self._clock(),
@@ -202,8 +202,9 @@ class NodeMonitor:
             working_orders=exposure.working_orders,
             working_notional_usd=exposure.working_notional_usd,
             edges_bps=exposure.edges_bps,
-            routers_live=routers_live,
-            routers_lost=routers_lost,
+            routers_live=routers.live,
+            routers_lost=routers.lost,
+            report_ages_ms=routers.report_ages_ms,
         )
 
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from killswitch.clock import NowNs, now_ns
 from killswitch.link.messages import CancelResult, Exposure, Holding
 
 ROUTERS_MAX = 64
@@ -39,6 +40,7 @@ class RouterState:
         exposure: what it last reported.
         result: its last answer to a stop, and ``result_epoch`` the epoch that it answered.
         orphaned_orders: working orders of earlier runs that no run has accounted for.
+        reported_ns: when it last reported, or said hello, on the deadline clock.
     """
 
     router: str
@@ -48,6 +50,7 @@ class RouterState:
     result: CancelResult | None = None
     result_epoch: int = 0
     orphaned_orders: int = 0
+    reported_ns: int = 0
 
     def open_orders(self, stop_epoch: int) -> int:
         """Working orders not proven cancelled, given the epoch whose stop must be answered."""
@@ -92,6 +95,26 @@ class NodeExposure:
     working_notional_usd: float
     last_sequence: int | None
     edges_bps: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class RoutersSeen:
+    """How many routers are where, and how old the reports of those that are connected are, in milliseconds."""
+
+    live: int
+    lost: int
+    report_ages_ms: Mapping[str, float] = field(default_factory=dict)
+
+
+def routers_seen(states: Iterable[RouterState], now_ns: int) -> RoutersSeen:
+    """Count the routers of a node, and tell how old their reports are."""
+    states = tuple(states)
+    live = [state for state in states if state.presence is RouterPresence.LIVE]
+    return RoutersSeen(
+        live=len(live),
+        lost=sum(state.presence is RouterPresence.LOST for state in states),
+        report_ages_ms={state.router: (now_ns - state.reported_ns) / 1e6 for state in live},
+    )
 
 
 def answer_of(states: Iterable[RouterState], stop_epoch: int | None) -> StopAnswer:
@@ -140,9 +163,14 @@ def exposure_of(states: Iterable[RouterState]) -> NodeExposure:
 
 
 class RouterBook:
-    """The routers of one node; every method may be called from any thread."""
+    """The routers of one node; every method may be called from any thread.
 
-    def __init__(self) -> None:
+    Args:
+        clock: deadline clock, for the age of reports.
+    """
+
+    def __init__(self, clock: NowNs = now_ns) -> None:
+        self._clock = clock
         self._lock = threading.Lock()
         self._states: dict[str, RouterState] = {}
 
@@ -170,9 +198,9 @@ class RouterBook:
             if before is not None and before.presence is RouterPresence.LIVE and before.instance != instance:
                 raise RouterRefused(f"a router named {router!r} is connected already; give each router its own name")
             if before is not None and before.instance == instance:
-                self._states[router] = replace(before, presence=RouterPresence.LIVE)
+                self._states[router] = replace(before, presence=RouterPresence.LIVE, reported_ns=self._clock())
                 return
-            fresh = RouterState(router, instance, RouterPresence.LIVE)
+            fresh = RouterState(router, instance, RouterPresence.LIVE, reported_ns=self._clock())
             if before is not None:
                 # Positions of the earlier run stand until this one reports its own; its working orders are nobody's
                 # until some run has asked the venue for them.
@@ -185,7 +213,7 @@ class RouterBook:
         with self._lock:
             state = self._states[router]
             if state.instance == instance:
-                self._states[router] = replace(state, exposure=exposure)
+                self._states[router] = replace(state, exposure=exposure, reported_ns=self._clock())
 
     def stopped(self, router: str, instance: str, epoch: int, result: CancelResult) -> None:
         """Keep how a router's cancelling went."""

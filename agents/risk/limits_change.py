@@ -60,6 +60,8 @@ LOWER: Final = frozenset(
         "pretrade.input_health.max_age_ms",
         "pretrade.input_health.frozen_after_ms",
         "pretrade.control_budget_ms",
+        "inputs.router_silent_after_ms",
+        "inputs.mark_frozen_after_ms",
         "judgement.every_ms",
         "judgement.budget_ms",
     ]
@@ -98,6 +100,8 @@ FEWER: Final = frozenset(["known_symbols", "transient_classes", "pretrade.permit
 MILDEST_FIRST: Final[Mapping[str, Sequence[str]]] = {
     "kill_switch_mode": ("auto", "manual"),
     "judgement.on_error": ("pause", "reduce_only", "freeze"),
+    "inputs.silent": ("warning", "pause", "reduce_only", "freeze"),
+    "inputs.frozen": ("warning", "pause", "reduce_only", "freeze"),
     **{
         f"pretrade.{name}": ("refuse", "freeze")
         for name in (

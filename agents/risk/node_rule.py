@@ -57,6 +57,7 @@ class NodeSnapshot:
         edges_bps: expected net edge by symbol, of several routers the lowest.
         routers_live: routers that are connected.
         routers_lost: routers whose connection broke without goodbye.
+        report_ages_ms: milliseconds since each connected router has reported, by its name.
     """
 
     node: str
@@ -70,6 +71,7 @@ class NodeSnapshot:
     edges_bps: Mapping[str, float] = field(default_factory=dict)
     routers_live: int = 0
     routers_lost: int = 0
+    report_ages_ms: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from agents.risk.account_limits import OTHER_NAMES, AccountLimits
 from agents.risk.anomaly_settings import AnomalySettings
 from agents.risk.limit_schedule import LimitScheduleSettings
 from agents.risk.limits import RiskLimits
+from agents.risk.node_inputs_rule import NodeInputsSettings
 from agents.risk.policy_settings import Section
 from agents.risk.pretrade_settings import PreTradeSettings
 from agents.risk.rule_loading import RuleSettings
@@ -103,6 +104,9 @@ class RiskLimitsFile(AccountLimits):
     )
     anomaly: AnomalySettings | None = Field(
         None, description="Streaming anomaly detector over the node's figures; absent: off. Needs the extra 'anomaly'."
+    )
+    inputs: NodeInputsSettings = Field(
+        default_factory=NodeInputsSettings, description="Whether the reports of the routers are fit to judge by."
     )
     judgement: JudgementSettings = Field(default_factory=JudgementSettings, description="How the node is judged.")
     rules: RuleSettings = Field(default_factory=RuleSettings, description="Rules of the team's own.")

@@ -23,7 +23,7 @@ ORDER_RULES: Final = "killswitch.order_rules"
 NODE_RULES: Final = "killswitch.node_rules"
 """Group of entry points for rules that judge the node."""
 
-BUILT_IN_NODE_RULES: Final = frozenset({"limits", "account", "policy", "value_at_risk", "anomaly"})
+BUILT_IN_NODE_RULES: Final = frozenset({"inputs", "limits", "account", "policy", "value_at_risk", "anomaly"})
 """Names of the rules that come along; a rule of one's own has another."""
 
 MAX_RULES: Final = 100

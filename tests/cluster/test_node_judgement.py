@@ -174,6 +174,17 @@ def test_a_pause_closes_one_node_tells_nobody_and_lifts_itself(make_node_lab: Ca
     assert cluster.lab.cluster.read_flag().flag.epoch == epoch
 
 
+def test_unknown_is_frozen_when_a_router_is_connected_and_says_nothing(make_node_lab: Callable[..., NodeLab]) -> None:
+    """A program that hangs keeps its connection: what it holds is not known, and no report of anybody else says so."""
+    cluster = make_node_lab(ACCOUNT)
+    cluster.write_limits({**ACCOUNT, "inputs": {"router_silent_after_ms": 700}})
+    freeze = cluster.wait_frozen("router_silent")
+    assert freeze.metadata["router"] == "r1"
+    cluster.lab.release(expect=None)
+    # It has no figure that a person could accept: while it is silent, it freezes again.
+    wait_until(lambda: cluster.lab.cluster.read_flag().flag.epoch >= 4, what="the next freeze of the same silence")
+
+
 def test_a_derisk_of_the_policy_lets_pass_what_reduces_and_nothing_else(make_node_lab: Callable[..., NodeLab]) -> None:
     """Section E: in MID 120 % of equity is a soft derisk; here a freeze in which only what reduces passes."""
     rules = {"session": {"calendar": "24/7"}, "exposure": {"buckets": {"MM_PURE": {"max_pct": 200.0}}}}

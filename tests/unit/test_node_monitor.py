@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from agents.node_monitor import ACCEPTED_MARGIN, NodeMonitor
 from agents.risk.node_rule import NodeFinding, NodeLevel, NodeSnapshot
 from agents.risk.risk_limits_file import JudgementSettings
-from agents.routers import NodeExposure
+from agents.routers import NodeExposure, RoutersSeen
 from killswitch.core.modes import Mode
 from killswitch.link.messages import Holding
 
@@ -23,6 +23,7 @@ EXPOSURE = NodeExposure(
     holdings={"X": Holding(2.0, 100.0)}, gross_usd=200.0, net_usd=200.0, pnl_usd=-5.0, working_orders=3,
     working_notional_usd=30.0, last_sequence=7, edges_bps={"X": 2.0},
 )  # fmt: skip
+SEEN = RoutersSeen(live=2, lost=1, report_ages_ms={"r1": 5.0})
 
 
 class Clock:
@@ -93,7 +94,7 @@ class Rig:
         """Have the rule find this, and return what was done about it."""
         self.rule.answer = list(findings)
         before = len(self.actions.log)
-        self.monitor.observe(EXPOSURE, routers_live=2, routers_lost=1)
+        self.monitor.observe(EXPOSURE, SEEN)
         return self.actions.log[before:]
 
     def release(self) -> None:
@@ -115,7 +116,7 @@ def test_a_rule_sees_the_whole_node() -> None:
     assert seen.holdings["X"].value_usd == 200.0
     assert (seen.gross_usd, seen.net_usd, seen.pnl_usd) == (200.0, 200.0, -5.0)
     assert (seen.working_orders, seen.working_notional_usd, seen.edges_bps) == (3, 30.0, {"X": 2.0})
-    assert (seen.routers_live, seen.routers_lost) == (2, 1)
+    assert (seen.routers_live, seen.routers_lost, seen.report_ages_ms) == (2, 1, {"r1": 5.0})
 
 
 def test_each_level_does_what_it_says() -> None:
@@ -201,7 +202,7 @@ BAD_ANSWERS: list[object] = [
 def test_unknown_is_frozen_when_a_rule_answers_nonsense(answer: object) -> None:
     rig = Rig()
     rig.rule.answer = answer
-    rig.monitor.observe(EXPOSURE, routers_live=1, routers_lost=0)
+    rig.monitor.observe(EXPOSURE, SEEN)
     ((what, mode, reason),) = rig.actions.log
     assert (what, mode) == ("freeze", "FROZEN")
     assert reason.startswith("the rule scripted failed: ")
@@ -240,7 +241,7 @@ def test_a_rule_that_is_late_is_a_breach_though_it_found_nothing() -> None:
         [Slow()], node="n1", settings=JudgementSettings(budget_ms=100), actions=rig.actions, clock=rig.clock,
         registry=CollectorRegistry(),
     )  # fmt: skip
-    monitor.observe(EXPOSURE, routers_live=1, routers_lost=0)
+    monitor.observe(EXPOSURE, SEEN)
     assert rig.actions.log == [("freeze", "FROZEN", "the rule slow takes 101 ms, and 100 ms are allowed")]
 
 
@@ -260,7 +261,7 @@ def test_a_rule_that_never_answers_is_found_by_whoever_watches() -> None:
         [Hanging()], node="n1", settings=JudgementSettings(budget_ms=100), actions=rig.actions, clock=rig.clock,
         registry=CollectorRegistry(),
     )  # fmt: skip
-    judging = threading.Thread(target=lambda: monitor.observe(EXPOSURE, routers_live=1, routers_lost=0))
+    judging = threading.Thread(target=lambda: monitor.observe(EXPOSURE, SEEN))
     judging.start()
     try:
         assert asked.wait(30)

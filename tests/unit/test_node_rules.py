@@ -15,6 +15,7 @@ from agents.node_limits import NodeLimitsFiles, RunningLimits, figure_rules
 from agents.risk.anomaly_settings import AnomalySettings
 from agents.risk.node_account_rule import NodeAccountRule
 from agents.risk.node_anomaly_rule import OBSERVE_EVERY_MS, NodeAnomalyRule
+from agents.risk.node_inputs_rule import NodeInputsRule, NodeInputsSettings
 from agents.risk.node_limits_rule import NodeLimitsRule
 from agents.risk.node_policy_rule import NodePolicyRule
 from agents.risk.node_rule import NodeFinding, NodeHolding, NodeSnapshot
@@ -24,6 +25,8 @@ from agents.risk.risk_limits_file import OrderLimitSettings, RiskLimitsFile
 from agents.risk.rule_loading import RuleNotUsable
 from agents.risk.trading_session import SessionMoment, unknown_moment
 from agents.risk.value_at_risk_settings import ValueAtRiskSettings
+from agents.routers import RouterBook, RoutersSeen, routers_seen
+from killswitch.link.messages import Exposure
 
 AT = "2026-01-30T12:00:00.000000Z"
 SECOND_NS = 1_000_000_000
@@ -79,6 +82,48 @@ def test_the_use_of_a_limit_warns_from_half_of_it_on_and_never_closes_anything()
     findings = rule.judge(snapshot(many))
     assert {one.level for one in findings} == {"warning"}
     assert findings[0].reason.endswith("is at 96.0 % of 1000.00 USD, past 95 %")
+
+
+# ---- inputs
+
+
+def test_unknown_is_frozen_for_a_router_that_is_connected_and_has_fallen_silent() -> None:
+    rule = NodeInputsRule(NodeInputsSettings(router_silent_after_ms=2_000))
+    assert rule.judge(snapshot(report_ages_ms={"r1": 2_000.0, "r2": 5.0})) == []
+    (finding,) = rule.judge(snapshot(report_ages_ms={"r1": 2_001.0, "r2": 9_000.0}))
+    assert (finding.trigger, finding.level, finding.value) == ("router_silent", "freeze", None)
+    assert "router r2 is connected and has reported nothing for 9000 ms" in finding.reason
+    assert NodeInputsRule(NodeInputsSettings()).judge(snapshot(report_ages_ms={"r1": 1e9})) == [], "off by default"
+
+
+def test_a_mark_that_does_not_move_pauses_while_the_symbol_is_held() -> None:
+    rule = NodeInputsRule(NodeInputsSettings(mark_frozen_after_ms=1_000))
+
+    def at(ms: int, price: float, quantity: float = 1.0) -> list[tuple[str, str, str | None]]:
+        return told(rule.judge(snapshot({"X": (quantity, price)}, now_ns=ms * 1_000_000)))
+
+    assert at(0, 100.0) == at(1_000, 100.0) == []
+    assert at(1_001, 100.0) == [("mark_frozen", "pause", "X")]
+    assert at(1_002, 100.0, quantity=0.0) == []
+    assert at(1_003, 100.1) == [], "it moved"
+    assert at(2_004, 100.1) == [("mark_frozen", "pause", "X")]
+    rule.set_settings(NodeInputsSettings(mark_frozen_after_ms=2_000, frozen="freeze"))
+    assert at(2_005, 100.1) == []
+    assert at(3_004, 100.1) == [("mark_frozen", "freeze", "X")]
+
+
+def test_the_age_of_a_report_is_told_on_the_deadline_clock_and_a_hello_counts_as_one() -> None:
+    clock = Clock()
+    book = RouterBook(clock)
+    for router in ("r1", "r2"):
+        book.hello(router, "i", reconciled=True)
+    clock.now_ns += 3 * SECOND_NS
+    book.exposure("r1", "i", Exposure())
+    clock.now_ns += SECOND_NS
+    seen = routers_seen(book.states(), clock())
+    assert seen == RoutersSeen(live=2, lost=0, report_ages_ms={"r1": 1_000.0, "r2": 4_000.0})
+    book.gone("r2", "i", said_goodbye=False)
+    assert routers_seen(book.states(), clock()) == RoutersSeen(live=1, lost=1, report_ages_ms={"r1": 1_000.0})
 
 
 # ---- the account
@@ -292,7 +337,9 @@ def test_the_rules_of_a_node_are_asked_account_before_policy(tmp_path: Any) -> N
     running = RunningLimits(
         files, "n1", state_dir=tmp_path, clock=Clock(), wall_clock=lambda: AT, registry=CollectorRegistry()
     )
-    assert [rule.name for rule in running.rules] == ["limits", "account", "policy", "value_at_risk", "anomaly"]
+    assert [rule.name for rule in running.rules] == [
+        *("inputs", "limits", "account", "policy", "value_at_risk", "anomaly"),
+    ]
 
 
 def test_a_section_whose_extra_is_not_installed_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
