@@ -8,18 +8,26 @@ import click
 
 from killswitch.cli.context import EXIT_USAGE, CommandContext, CommandError, configure_logging
 
+DEFAULT_BALANCE_USD = 100_000.0
+
 
 @click.command()
 @click.option(
     "--bars", type=click.Path(path_type=Path), required=True, help="CSV: timestamp,open,high,low,close,volume."
 )
-@click.option("--limits", type=click.Path(path_type=Path), help="YAML file of the account's limits; else the defaults.")
-@click.option("--balance", type=float, default=100_000.0, show_default=True, help="Initial balance, in USD.")
+@click.option("--limits", type=click.Path(path_type=Path), help="File like config/risk_limits.yaml; else the defaults.")
+@click.option("--balance", type=float, help="Initial balance, in USD; else initial_balance_usd, else 100,000.")
 @click.option("--quantity", type=float, help="Position held, below 0 short; else long for the whole balance.")
 @click.option("--symbol", default="BTCUSDT", show_default=True, help="What the bars are of.")
 @click.pass_obj
 def replay(
-    context: CommandContext, *, bars: Path, limits: Path | None, balance: float, quantity: float | None, symbol: str
+    context: CommandContext,
+    *,
+    bars: Path,
+    limits: Path | None,
+    balance: float | None,
+    quantity: float | None,
+    symbol: str,
 ) -> None:
     """Show when the account monitor would have warned and killed on a tape, and how deep the account went.
 
@@ -27,7 +35,7 @@ def replay(
     Exits 0 whether or not it would have killed, and 2 when bars, limits or options cannot be used.
     """
     # Only who replays pays for these.
-    from agents.risk.account_limits import load_account_limits  # noqa: PLC0415 - only when used
+    from agents.risk.risk_limits_file import load_risk_limits  # noqa: PLC0415 - only when used
     from agents.scenarios import replay as tape_replay  # noqa: PLC0415 - only when used
     from agents.scenarios.quiet_log import only_errors  # noqa: PLC0415 - only when used
     from agents.scenarios.tape import bars_from_csv  # noqa: PLC0415 - only when used
@@ -35,7 +43,9 @@ def replay(
     configure_logging("warning")
     only_errors()
     try:
-        account_limits = load_account_limits(limits)
+        account_limits = load_risk_limits(limits)
+        if balance is None:
+            balance = account_limits.initial_balance_usd or DEFAULT_BALANCE_USD
         options = tape_replay.ReplayOptions(balance_usd=balance, quantity=quantity, symbol=symbol)
         played = tape_replay.replay(bars_from_csv(bars), account_limits, options)
     except OSError as error:

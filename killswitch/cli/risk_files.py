@@ -117,9 +117,12 @@ def _limits_sentence(limits: RiskLimitsFile) -> str:
     orders, pretrade = limits.orders, limits.pretrade
     on = [name for name in type(pretrade).model_fields if _is_section_on(pretrade, name)]
     parts = [
-        f"drawdown {limits.max_daily_drawdown:.2%}, leverage {limits.max_account_leverage:g}x of "
-        + ("no account" if limits.initial_balance_usd is None else f"{limits.initial_balance_usd:,.0f} USD"),
-        f"inventory {_usd(orders.max_inventory_usd_per_symbol)} a symbol, {_usd(orders.max_total_notional_usd)} in all",
+        "no account is watched (initial_balance_usd)"
+        if limits.initial_balance_usd is None
+        else f"drawdown {limits.max_daily_drawdown:.2%} and leverage {limits.max_account_leverage:g}x of "
+        f"{limits.initial_balance_usd:,.0f} USD",
+        f"inventory in a symbol {_usd(orders.max_inventory_usd_per_symbol)}, over all "
+        f"{_usd(orders.max_total_notional_usd)}",
         f"pre-trade controls: {', '.join(on) or 'none'}",
     ]
     own = len(limits.rules.orders) + len(limits.rules.node)
