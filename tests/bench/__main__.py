@@ -131,17 +131,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     facts = machine()
     runs = QUICK if given.quick else FULL
     benches: dict[str, list[Row]] = {}
+    broken: list[str] = []
     for name in given.only or FULL:
         began_s = time.monotonic()
         print(f"{name} ...", end=" ", file=sys.stderr, flush=True)
-        benches[name] = runs[name]()
+        try:
+            benches[name] = runs[name]()
+        except Exception as error:  # the figures of the others are not lost with it
+            broken.append(f"{name} broke off: {error!r}")
         print(f"{time.monotonic() - began_s:.0f} s", file=sys.stderr)
     print(table(benches, facts))
     given.json.parent.mkdir(parents=True, exist_ok=True)
-    body = {"schema": "killswitch.bench/1", "quick": given.quick, "machine": facts, "benches": benches}
+    body = {
+        "schema": "killswitch.bench/1",
+        "quick": given.quick,
+        "machine": facts,
+        "benches": benches,
+        "broken": broken,
+    }
     given.json.write_text(json.dumps(body, indent=2) + "\n")
     print(f"all rows: {given.json}", file=sys.stderr)
-    return 0
+    for one in broken:
+        print(one, file=sys.stderr)
+    return 1 if broken else 0
 
 
 if __name__ == "__main__":
