@@ -6,11 +6,17 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable
 
 import pytest
 from structlog.testing import capture_logs
 
+from killswitch.clock import wall_now
+from killswitch.cluster import Cluster, Committed, new_freeze_id
+from killswitch.core.flag import Flag, Freeze
+from killswitch.core.modes import Mode
+from killswitch.core.scopes import GLOBAL
 from killswitch.stores import Conflict, Entry, OutcomeUnknown, Store, StoreUnavailable
 from killswitch.stores.faulty import FaultyStore
 from tests.conformance.forwarder import Forwarder
@@ -35,6 +41,7 @@ SKIPS: dict[str, dict[str, str]] = {
         "test_quiet_is_not_taken_for_silence": NO_SERVER,
         "test_a_watch_moves_to_another_server_when_its_own_falls_silent": NO_SERVER,
         "test_a_commit_whose_reply_the_network_loses_is_unknown_and_has_happened": NO_SERVER,
+        "test_a_freeze_whose_reply_the_network_loses_ends_in_force_once": NO_SERVER,
         "test_closing_is_quick_while_the_server_hangs": NO_SERVER,
     },
     "embedded": {},
@@ -95,7 +102,7 @@ def test_the_skips_are_those_that_need_a_server_of_ours() -> None:
     for skipped in SKIPS.values():
         assert set(skipped) <= tests
     assert {kind: len(skipped) for kind, skipped in SKIPS.items()} == {
-        "memory": 12,
+        "memory": 13,
         "embedded": 0,
         "etcd": 0,
         "etcd by URL": 6,
@@ -107,6 +114,7 @@ def test_the_skips_are_those_that_need_a_server_of_ours() -> None:
     kept_by_memory = tests - set(SKIPS["memory"]) - {"test_the_skips_are_those_that_need_a_server_of_ours"}
     assert kept_by_memory == {
         "test_a_lost_reply_is_unknown_and_a_read_settles_it",
+        "test_a_freeze_whose_reply_is_lost_ends_in_force_once",
         "test_a_cut_off_client_is_unavailable_and_told_of_the_gap",
     }
 
@@ -121,6 +129,58 @@ def test_a_lost_reply_is_unknown_and_a_read_settles_it(store: Store, other: Stor
     entry = other.read(f"{at}k")
     assert entry is not None
     assert faulty.commit({f"{at}k": entry.version}, {f"{at}k": b"w"}) > entry.version
+
+
+def a_freeze() -> Freeze:
+    """A cause that a person made."""
+    return Freeze(new_freeze_id(), GLOBAL, Mode.FROZEN, "manual", "a lost reply", "operator:ann", wall_now())
+
+
+def assert_in_force_once(seen_by_another: Cluster, committed: Committed, freeze: Freeze) -> None:
+    """One cause, one epoch, one entry of the history, and whoever froze was told so."""
+    flag = seen_by_another.read_flag().flag
+    assert [cause.id for cause in flag.freezes] == [freeze.id]
+    assert committed.changed
+    assert committed.flag.epoch == flag.epoch == 2
+    added = [cause["id"] for _, entry in seen_by_another.history() for cause in entry.added]
+    assert added == [freeze.id]
+    assert seen_by_another.verify_history() == []
+
+
+def test_a_freeze_whose_reply_is_lost_ends_in_force_once(store: Store, other: Store) -> None:
+    """ONE VOICE FREEZES, NOTHING IS LOST: the freeze happened, nobody was told; it is found out, and not repeated."""
+    name, faulty, freeze = f"c{uuid.uuid4().hex}", FaultyStore(store), a_freeze()
+    cluster = Cluster(faulty, name)
+    cluster.initialise(actor="operator:ann", reason="set up")
+    faulty.lose_next_reply()
+    committed = cluster.freeze(freeze, timeout_ms=20_000)
+    assert faulty.failed_calls == 1
+    assert_in_force_once(Cluster(other, name), committed, freeze)
+
+
+def test_a_freeze_whose_reply_the_network_loses_ends_in_force_once(rig: ServerRig, store: Store) -> None:
+    """ONE VOICE FREEZES, NOTHING IS LOST: as above, with a real network that carries the commit and not its answer."""
+    name, freeze, lost = f"c{uuid.uuid4().hex}", a_freeze(), list[int]()
+    other = Cluster(store, name)
+    other.initialise(actor="operator:ann", reason="set up")
+    with Forwarder(rig.server) as network, rig.open_impatient(network.server) as hasty:
+
+        def lose_what_follows_the_first_read(_: Flag) -> bool:
+            if not lost:
+                network.swallow_replies.set()
+            return False
+
+        def carry_again() -> bool:
+            lost.append(network.swallowed_bytes)
+            network.swallow_replies.clear()
+            return False
+
+        committed = Cluster(hasty, name).freeze(
+            freeze, timeout_ms=20_000, skip=lose_what_follows_the_first_read, give_up=carry_again
+        )
+    assert lost, "no attempt was in vain"
+    assert lost[0] > 0, "the network lost nothing"
+    assert_in_force_once(other, committed, freeze)
 
 
 def test_a_cut_off_client_is_unavailable_and_told_of_the_gap(
