@@ -207,8 +207,8 @@ def run_example(code: str, tmp_path: Path) -> dict[str, Any]:
 
 def test_the_readme_has_two_examples_on_the_standard_library_and_ours() -> None:
     examples = fenced(README, "python")
-    assert len(examples) == 2
-    for example in examples:
+    assert len(examples) == 3
+    for example in examples[:2]:
         modules = {node.module for node in ast.walk(ast.parse(example)) if isinstance(node, ast.ImportFrom)}
         assert modules <= {"killswitch", "killswitch.link"}
 
@@ -243,6 +243,15 @@ def test_the_first_example_is_stopped_by_its_second_look(
     out = capsys.readouterr().out
     assert out.startswith("not sent: ")
     assert "the edge collapsed" in out
+
+
+def test_the_third_example_refuses_with_the_sentence_that_it_shows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    example = fenced(README, "python")[2]
+    exec(compile(example, "README.md", "exec"), {})
+    assert f"  # {capsys.readouterr().out.strip()}\n" in example
 
 
 def test_the_second_example_cancels_when_the_gate_closes_without_an_agent(writer: GateWriter, tmp_path: Path) -> None:
