@@ -251,7 +251,7 @@ def test_the_third_example_refuses_with_the_sentence_that_it_shows(
     monkeypatch.chdir(tmp_path)
     example = fenced(README, "python")[2]
     exec(compile(example, "README.md", "exec"), {})
-    assert f"  # {capsys.readouterr().out.strip()}\n" in example
+    assert f"\n# {capsys.readouterr().out.strip()}\n" in example
 
 
 def test_the_second_example_cancels_when_the_gate_closes_without_an_agent(writer: GateWriter, tmp_path: Path) -> None:
