@@ -187,7 +187,9 @@ class NodeMonitor:
         finding = judged.finding
         self._found.labels(rule=judged.rule, trigger=finding.trigger, level=finding.level).inc()
         say = log.warning if finding.level == "warning" else log.critical
-        say("node_finding", node=self._node, **dict(finite_or_text(_told(judged))))
+        fields = dict(finite_or_text(_told(judged)))
+        # `level` is the log's own word for how loud a line is.
+        say("node_finding", node=self._node, finding_level=fields.pop("level"), **fields)
 
     def _snapshot(self, exposure: NodeExposure, routers: RoutersSeen) -> NodeSnapshot:
         return NodeSnapshot(

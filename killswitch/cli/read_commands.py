@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 def _table(*columns: str) -> Table:
     from rich.table import Table  # noqa: PLC0415 - only tables pay for it
 
-    return Table(*columns, box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        # On a narrow terminal a figure goes on in the next line; one that is cut would be another figure.
+        table.add_column(column, overflow="fold")
+    return table
 
 
 @click.command()
@@ -183,8 +187,8 @@ def _show_nodes(context: CommandContext) -> None:
         table = _table("node", "state", "mode", "permit left", "gross USD", "net USD", "P&L USD", "working", "last seq")
         for line in lines:
             table.add_row(
-                line["node"], line["state"], line["mode"], f"{line['permit_ms_left']} ms", _money(line["gross_usd"]),
-                _money(line["net_usd"]), _money(line["pnl_usd"]), _dash(line["working_orders"]),
+                line["node"], line["state"], line["mode"], f"{line['permit_ms_left']} ms", _dollars(line["gross_usd"]),
+                _dollars(line["net_usd"]), _dollars(line["pnl_usd"]), _dash(line["working_orders"]),
                 _dash(line["last_sequence"]),
             )  # fmt: skip
         print_table(table)
@@ -340,6 +344,10 @@ def _show_change(context: CommandContext, flag: Flag) -> None:
 
 def _money(usd: float | None) -> str:
     return "-" if usd is None else f"{usd:,.2f}"
+
+
+def _dollars(usd: float | None) -> str:
+    return "-" if usd is None else f"{usd:,.0f}"
 
 
 def _dash(value: object) -> str:
