@@ -56,7 +56,7 @@ QUICK: dict[str, Callable[[], list[Row]]] = {
     "risk_peers": lambda: risk_peers.run(calls=4_000, rounds=3),
 }
 
-COLUMNS = (("figure", 0), ("unit", 4), ("p50", 6), ("p99", 6), ("baseline", 8), ("ratio", 9), ("target", 11))
+COLUMNS = (("figure", 0), ("unit", 4), ("p50", 6), ("p99", 6), ("baseline", 8), ("ratio", 11), ("target", 11))
 """Name and width of each; the first takes what is left. Ratios are those of p50 and of p99; the baseline is its p50."""
 
 
