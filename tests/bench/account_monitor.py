@@ -47,7 +47,7 @@ def run(ticks: int = TICKS) -> list[dict[str, Any]]:
     """Measure and return one row per number of symbols held, in microseconds, and one in the warning zone."""
     rows = [_row(count, ticks, "normal", AccountLimits()) for count in SYMBOL_COUNTS]
     warned = AccountLimits(leverage_warning=1e-6)
-    rows.append(_row(1, ticks, "past a warning level", warned))
+    rows.append(_row(1, ticks, "past a warning", warned))
     return [*rows, *(_fill_row(count, ticks) for count in (SYMBOL_COUNTS[0], SYMBOL_COUNTS[-1]))]
 
 

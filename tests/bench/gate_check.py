@@ -161,7 +161,7 @@ def _scoped_row(writer: GateWriter, gate: Gate, figures: dict[str, tuple[float, 
     """The slow path: another symbol is frozen, so the rows are looked at."""
     freeze = Freeze("f-1", Scope.parse("symbol:ETHUSDT"), Mode.FROZEN, "manual", "bench", "bench", "now")
     writer.update([freeze], epoch=2, permit_deadline_ns=now_ns() + PERMIT_NS)
-    name = "gate.allows(symbol) while another symbol is frozen"
+    name = "gate.allows(symbol), another symbol is frozen"
     batch = _symbol_batch(gate)
     long = [batch(LONG_BATCH // 10) for _ in range(50)]
     short = [batch(SHORT_BATCH) for _ in range(250)]
