@@ -130,6 +130,17 @@ with ThreadPoolExecutor() as pool:
         for process in processes:
             process.resume()
 
+    def stop(self, *processes: Process) -> None:
+        """SIGSTOP, as a person or a debugger would."""
+        for process in processes:
+            self._undo.append(process.go_on)
+            process.stop()
+
+    def wake(self, *processes: Process) -> None:
+        """SIGCONT."""
+        for process in processes:
+            process.go_on()
+
     @contextlib.contextmanager
     def twin_of(self, node: str) -> Iterator[Process]:
         """Start a second pod on this machine whose agent has the name of a node."""
@@ -146,17 +157,14 @@ with ThreadPoolExecutor() as pool:
         ``after-second-look``. Returns once the kernel says that it stands.
         """
         router = self._lab.router(self._lab.routers(TRAPPED_NODE)[0])
-        self._undo.append(lambda: self.wake(router))
+        self._undo.append(lambda: self._take_trap_away(router))
         self._lab.engine.pods[TRAPPED_NODE].write("/dev/shm/trap", point)
         took_hold(lambda: router.states("T"), f"{router.name} to stop {point}")
         return router
 
-    def wake(self, router: Process) -> None:
-        """SIGCONT."""
-        if router.runs:
-            router.container.exec_run(["rm", "-f", "/dev/shm/trap"])
-            router.exec("sh", "-c", WAKE_CHILDREN)
-            took_hold(lambda: not router.states("T"), f"{router.name} to go on")
+    def _take_trap_away(self, router: Process) -> None:
+        self._lab.engine.pods[TRAPPED_NODE].exec("rm", "-f", "/dev/shm/trap")
+        router.go_on()
 
     # -- the store ---------------------------------------------------------------------------------------------------
 
@@ -214,6 +222,3 @@ with ThreadPoolExecutor() as pool:
             off_s = int(process.exec("date", "+%s")) - time.time()
             if abs(off_s - seconds) > 2:
                 raise DidNotTakeHold(f"{process.name}: the wall clock is off by {off_s:.0f} s, not by {seconds} s")
-
-
-WAKE_CHILDREN = 'for p in /proc/[0-9]*; do [ "${p#/proc/}" = $$ ] || kill -CONT "${p#/proc/}" 2>/dev/null; done; true'

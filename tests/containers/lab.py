@@ -155,6 +155,15 @@ class Lab:
         """A coordinator."""
         return self.engine.pods[name].processes["coordinator"]
 
+    def lost_within_ms(self) -> float:
+        """After its last keep-alive a lease has gone by then, and somebody has seen it."""
+        return self.bounds["failover_ms"] + self.cluster.store.guarantees.lease_slack_ms
+
+    def refused(self, router: str) -> int:
+        """Orders that a router's gate has refused, by its own count, written a few times a second."""
+        counts = json.loads(self.router(router).exec("cat", stats_file(router)))
+        return int(counts["refused"].get("gate", 0))
+
     def routers(self, *nodes: str) -> tuple[str, ...]:
         """Names of the order routers of some nodes, or of all."""
         return tuple(router for node in nodes or self.nodes for router in ROUTERS[node])
@@ -272,6 +281,7 @@ class Lab:
                 self.engine.pods[node].write("/dev/shm/hold", "0")
         for process in self.processes():
             process.resume()
+            process.go_on()
             process.start()
         wait_until(lambda: self.find_flag() is not None, within_s=READY_WITHIN_S, what="the store to answer")
         if self._holders:
@@ -339,7 +349,7 @@ class Lab:
         trap = {"PYTHONPATH": "/opt/inside/trap"} if pod.name == TRAPPED_NODE else {}
         words = ["--router", router, "--gate", GATE, "--link", LINK, "--venue", f"{self.venue_ip}:{VENUE_PORT}"]
         # So that each of them orders something many times a second: its quotes follow the venue's small noise.
-        words += ["--symbols", "BTCUSDT", "--tolerance-bps", "0.4"]
+        words += ["--symbols", "BTCUSDT", "--tolerance-bps", "0.4", "--stats", stats_file(router)]
         # Below an init: a process that is number 1 of its container cannot stop itself.
         pod.start(
             router, words, entrypoint=[PYTHON, "-m", "agents.scenarios.trader"], init=True,
@@ -349,6 +359,11 @@ class Lab:
     def _bounds(self) -> dict[str, float]:
         """What ``killswitch config check`` promises with these settings, in milliseconds."""
         return {name: float(ms) for name, ms in self.ask("config", "check")["worst_case"].items()}
+
+
+def stats_file(router: str) -> str:
+    """Where a router keeps its counters, in its pod."""
+    return f"/dev/shm/{router}.stats"
 
 
 LOOK_AT_GATE = f"""

@@ -257,6 +257,29 @@ class Process:
             self.container.unpause()
         took_hold(lambda: not self._state()["Paused"] and not self._is_frozen(), f"{self.name}: goes on")
 
+    def stop(self) -> None:
+        """SIGSTOP: its sockets and its shared memory stay as they are.
+
+        Raises:
+            DidNotTakeHold: the kernel does not say that it is stopped.
+        """
+        self.signal("STOP")
+        took_hold(lambda: self.states("T"), f"{self.name}: stopped by a signal")
+
+    def go_on(self) -> None:
+        """SIGCONT. No error when it is not stopped, or dead."""
+        if self.runs and self.states("T"):
+            self.signal("CONT")
+            took_hold(lambda: not self.states("T"), f"{self.name}: goes on after a signal")
+
+    def signal(self, name: str) -> None:
+        """Send a signal that is not to be handled, such as ``STOP``."""
+        # Number 1 of a container hears it only from outside; below an init of its own, it is to be found only inside.
+        if self.container.attrs["HostConfig"].get("Init"):
+            self.exec("sh", "-c", f"kill -s {name} -- -1")
+        else:
+            self.container.kill(signal=f"SIG{name}")
+
     def last_lines(self) -> str:
         """The end of its log."""
         try:

@@ -35,7 +35,7 @@ def test_the_standby_leads_and_freezes_by_rule_when_the_leader_is(
     {"killed": lambda: faults.kill(lab.coordinator(first)), "paused": lambda: faults.pause(lab.coordinator(first)),
      "cut off": lambda: faults.cut(first)}[fault]()  # fmt: skip
     gone_ns = now_ns()
-    bound_ms = lab.bounds["failover_ms"] + lab.cluster.store.guarantees.lease_slack_ms
+    bound_ms = lab.lost_within_ms()
     wait_until(lambda: lab.leader() == standby, within_s=bound_ms * BUSY_FACTOR / 1000, what="the standby to lead")
     times(f"the standby leads, the leader {fault}", (now_ns() - gone_ns) / NS_PER_MS, bound_ms)
     assert lab.term() == term + 1

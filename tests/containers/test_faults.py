@@ -10,7 +10,7 @@ from tests.containers import pods
 from tests.containers.etcd_servers import EtcdServers
 from tests.containers.faults import Faults
 from tests.containers.lab import Lab
-from tests.containers.pods import DidNotTakeHold, Pod
+from tests.containers.pods import DidNotTakeHold, Pod, Process, took_hold
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
 
@@ -49,6 +49,14 @@ def removes_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Pod, "exec", exec_)
 
 
+def stop_then_wake(lab: Lab, faults: Faults) -> None:
+    """A stop that took hold, and its end."""
+    router = lab.router("n1-r1")
+    router.exec("sh", "-c", "kill -s STOP -- -1")
+    took_hold(lambda: router.states("T"), f"{router.name}: stopped by a signal")
+    faults.wake(router)
+
+
 def cut_then_heal(_: Lab, faults: Faults) -> None:
     """A cut that took hold, and its healing."""
     faults.cut("n1")
@@ -75,6 +83,9 @@ SABOTAGES: dict[str, tuple[Sabotage, Act]] = {
     "restart": (client_does_nothing("start"), lambda lab, faults: [lab.agent("n1").kill(), lab.agent("n1").start()]),
     "pause": (client_does_nothing("pause"), lambda lab, faults: faults.pause(lab.agent("n1"))),
     "resume": (client_does_nothing("unpause"), pause_then_resume),
+    "stop": (does_nothing(Process, "signal"), lambda lab, faults: faults.stop(lab.agent("n1"))),
+    "stop below an init": (does_nothing(Process, "signal"), lambda lab, faults: faults.stop(lab.router("n1-r1"))),
+    "wake": (does_nothing(Process, "signal"), stop_then_wake),
     "stop router at": (does_nothing(Pod, "write"), lambda _, faults: faults.stop_router_at("before-second-look")),
     "step wall clock": (does_nothing(Pod, "write"), lambda _, faults: faults.step_wall_clock(3600)),
     "stop store leader": (client_does_nothing("kill"), lambda _, faults: faults.stop_store_leader()),
@@ -93,7 +104,7 @@ def test_a_fault_that_did_not_take_hold_is_noticed(
     lab: Lab, faults: Faults, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
     """No scenario goes on after a fault that was only asked for."""
-    assert_noticed(lab, faults, monkeypatch, verb)
+    assert_noticed(lab, faults, monkeypatch, *SABOTAGES[verb])
 
 
 @pytest.mark.fresh_after
@@ -102,12 +113,11 @@ def test_lost_data_that_is_still_there_is_noticed(
     lab: Lab, faults: Faults, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
     """The store's data is checked as well."""
-    assert_noticed(lab, faults, monkeypatch, verb)
+    assert_noticed(lab, faults, monkeypatch, *SABOTAGES[verb])
 
 
-def assert_noticed(lab: Lab, faults: Faults, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+def assert_noticed(lab: Lab, faults: Faults, monkeypatch: pytest.MonkeyPatch, sabotage: Sabotage, act: Act) -> None:
     """With its effect taken away, the verb raises."""
-    sabotage, act = SABOTAGES[verb]
     monkeypatch.setattr(pods, "TAKES_HOLD_WITHIN_S", 1.0)
     with monkeypatch.context() as patch:
         sabotage(patch)

@@ -34,9 +34,11 @@ def assert_silent(lab: Lab, node: str, *, since_ns: int) -> None:
 
 
 def acks_in_time(lab: Lab, times: Callable[..., None], node: str, epoch: int, since_ns: int) -> None:
-    """The node's ack of this epoch or a later one comes soon after it can speak again."""
-    bound_ms = lab.bounds["reachable_ms"]
-    within_s = bound_ms * BUSY_FACTOR / 1000 + 2
+    """The node's ack of this epoch or a later one comes soon after it can speak again: the longest pause before a
+    reconnect and a renewal fit into the time of a permit.
+    """
+    bound_ms = lab.bounds["unreachable_ms"]
+    within_s = bound_ms * BUSY_FACTOR / 1000
     wait_until(lambda: lab.cluster.acks()[node].epoch >= epoch, within_s=within_s, what=f"{node}'s ack of {epoch}")
     times(f"{node} acknowledges after it can speak again", (now_ns() - since_ns) / NS_PER_MS, bound_ms)
 
@@ -94,37 +96,46 @@ def test_unknown_is_frozen_for_an_agent_restarted_while_frozen(
     assert set(lab.judge.accepted(lab.routers("n1"), since_ns=certified_ns, until_ns=released_ns).values()) == {0}
 
 
-def test_bounded_stop_of_a_whole_node_that_is_paused_and_woken(
+def test_bounded_stop_of_a_whole_node_that_is_stopped_and_woken(
     lab: Lab, faults: Faults, times: Callable[..., None]
 ) -> None:
-    """BOUNDED STOP: agent and router stand still beyond the permit, across a freeze; woken, the router's next order is
-    refused before anything goes out, and the agent acknowledges.
+    """BOUNDED STOP: router and agent are stopped (SIGSTOP) beyond the permit, across a freeze. The router is woken
+    first, with no agent to tell it anything: the order that it was about to send, and the next ones, are refused by its
+    gate before anything goes out. Then the agent acknowledges.
     """
-    sleepers = (lab.agent("n2"), lab.router("n2-r1"))
-    faults.pause(*sleepers)
-    paused_ns = now_ns()
+    node, (name,) = TRAPPED_NODE, lab.routers(TRAPPED_NODE)
+    # Between its looks, and not just anywhere: stopped after the second one it would send that order when woken.
+    router = faults.stop_router_at("before-second-look")
+    faults.stop(lab.agent(node))
+    stopped_ns = now_ns()
     frozen = lab.freeze("while a node sleeps", expect=3)
-    assert frozen.line("n2")["state"] == "PERMIT_EXPIRED"
+    assert frozen.line(node)["state"] == "PERMIT_EXPIRED"
+    refused = lab.refused(name)
     waking_ns = now_ns()
-    faults.resume(*reversed(sleepers))
-    acks_in_time(lab, times, "n2", frozen.document["epoch"], waking_ns)
+    faults.wake(router)
+    wait_until(lambda: lab.refused(name) > refused + 3, what="the woken router's next orders to be refused by its gate")
+    assert lab.judge.arrived(since_ns=waking_ns) == 0
+    waking_ns = now_ns()
+    faults.wake(lab.agent(node))
+    acks_in_time(lab, times, node, frozen.document["epoch"], waking_ns)
     look_on(lab, waking_ns)
-    assert_silent(lab, "n2", since_ns=paused_ns)
-    assert lab.judge.working(lab.routers("n2")) == 0
+    assert lab.judge.arrived(since_ns=waking_ns) == 0
+    assert_silent(lab, node, since_ns=stopped_ns)
+    assert lab.judge.working(lab.routers(node)) == 0
 
 
-def test_bounded_stop_of_an_agent_that_is_paused_and_woken(
+def test_bounded_stop_of_an_agent_that_is_stopped_and_woken(
     lab: Lab, faults: Faults, times: Callable[..., None]
 ) -> None:
-    """BOUNDED STOP, UNKNOWN IS FROZEN: while only the agent sleeps its routers stop and cancel by themselves; woken
-    with nothing frozen it renews by a read, and trading resumes.
+    """BOUNDED STOP, UNKNOWN IS FROZEN: while only the agent is stopped (SIGSTOP) its routers stop and cancel by
+    themselves; woken with nothing frozen it renews by a read, and trading resumes.
     """
-    faults.pause(lab.agent("n2"))
-    paused_ns = now_ns()
+    faults.stop(lab.agent("n2"))
+    stopped_ns = now_ns()
     bound_s = lab.bounds["unreachable_ms"] * BUSY_FACTOR / 1000
     wait_until(lambda: lab.judge.working(lab.routers("n2")) == 0, within_s=bound_s, what="the router to cancel")
-    assert_stopped_by_permit(lab, times, "n2", paused_ns, "last order of a node whose agent was paused")
-    faults.resume(lab.agent("n2"))
+    assert_stopped_by_permit(lab, times, "n2", stopped_ns, "last order of a node whose agent was stopped")
+    faults.wake(lab.agent("n2"))
     lab.judge.wait_until_trading(lab.routers("n2"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,21 +13,23 @@ from killswitch.clock import now_ns
 from tests.containers.faults import Faults
 from tests.containers.lab import Frozen, Lab
 from tests.containers.test_nodes import NS_PER_MS, assert_stopped_by_permit, look_on
+from tests.containers.test_voices import assert_nothing_lost, speak
 from tests.containers.times import STOP_FACTOR
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
 
+VOICES, ROUNDS, WARM_UP_CHANGES = 4, 100, 20
 PATIENT = ("--timeout", "30")
 """A freeze that waits for the store to elect a leader first."""
 
 
 @pytest.mark.parametrize("fault", ["killed", "paused"])
-def test_nothing_is_lost_when_the_stores_leader_goes_in_the_middle_of_a_freeze(
+def test_nothing_is_lost_by_a_freeze_while_the_store_has_no_leader(
     lab: Lab, faults: Faults, times: Callable[..., None], fault: str
 ) -> None:
-    """BOUNDED STOP, NOTHING IS LOST: the freeze is on its way when the store's leader is gone. It ends in force, once;
-    from then on the bound holds, and the old leader's return changes nothing.
+    """BOUNDED STOP, NOTHING IS LOST: the freeze is made while the store has no leader. It ends in force, once; from
+    then on the bound holds, and the old leader's return changes nothing.
     """
     (faults.stop_store_leader if fault == "killed" else faults.pause_store_leader)()
     gone_ns = now_ns()
@@ -41,6 +44,35 @@ def test_nothing_is_lost_when_the_stores_leader_goes_in_the_middle_of_a_freeze(
     assert [cause.id for cause in lab.flag().freezes] == [frozen.id]
     assert set(lab.judge.accepted(lab.routers(), since_ns=certified_ns).values()) == {0}
     assert lab.cluster.verify_history() == []
+
+
+@pytest.mark.parametrize("fault", ["killed", "paused"])
+def test_nothing_is_lost_when_the_stores_leader_goes_in_the_middle_of_a_freeze(
+    lab: Lab, faults: Faults, times: Callable[..., None], fault: str
+) -> None:
+    """ONE VOICE FREEZES, NOTHING IS LOST: voices freeze and release without a pause, so the leader goes while calls of
+    theirs are on their way. Every freeze is in the history once, whatever became of the answers.
+    """
+    first = lab.flag().epoch
+    with ThreadPoolExecutor(1) as pool:
+        speaking = pool.submit(speak, lab, "M", VOICES, ROUNDS)
+        wait_until(
+            lambda: speaking.done() or lab.flag().epoch > first + WARM_UP_CHANGES,
+            within_s=30,
+            what="the voices to speak",
+        )
+        assert not speaking.done(), f"the voices have ended: {speaking.exception() or speaking.result()}"
+        (faults.stop_store_leader if fault == "killed" else faults.pause_store_leader)()
+        gone_ns = now_ns()
+        flag = wait_until(lab.find_flag, within_s=30, what="another leader")
+        assert flag.epoch < first + 2 * VOICES * ROUNDS, "the voices had said everything before the leader was gone"
+        times(f"the store answers again, its leader {fault}", (now_ns() - gone_ns) / NS_PER_MS)
+        spoken = speaking.result(timeout=120)
+    lab.servers.heal()
+    assert sum(spoken.failed.values()) > 0, "no voice has noticed that the leader was gone"
+    times(f"(a count) calls that failed: {spoken.failed}", sum(spoken.failed.values()))
+    assert len(spoken.said) == VOICES * ROUNDS
+    assert_nothing_lost(lab, first, spoken.said)
 
 
 def test_everybody_is_frozen_while_most_of_the_store_is_gone(
