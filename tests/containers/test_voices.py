@@ -62,6 +62,9 @@ def assert_nothing_lost(lab: Lab, first: int, said: list[str]) -> None:
     changes = 2 * len(said)
     assert len(set(said)) == len(said)
     entries = [entry for epoch, entry in lab.cluster.history() if epoch > first]
+    ours = set(said)
+    others = [e for e in entries if not {str(cause["id"]) for cause in e.added} | {str(i) for i in e.lifted} <= ours]
+    assert [(e.epoch, e.kind, e.actor, e.reason, e.added, e.lifted) for e in others] == []
     assert [entry.epoch for entry in entries] == list(range(first + 1, first + 1 + changes))
     added = [str(cause["id"]) for entry in entries for cause in entry.added]
     assert sorted(added) == sorted(said)
