@@ -43,6 +43,10 @@ log = structlog.get_logger(__name__)
 
 SIGNAL_CHECK_S = 0.25
 """The main thread wakes this often: a signal that another thread has taken does not end its wait."""
+FIRST_JUDGEMENT_S = 0.02
+"""How often the node is judged until it was judged with all that it holds; until then its gate is closed."""
+START = "start"
+"""Source of the pause that an agent starts with."""
 MONITOR = "monitor:"
 """Stands before the source of a freeze that the node's own rules asked for."""
 LOOP_SILENT_AFTER_S = 5.0
@@ -158,6 +162,8 @@ class Agent:
             for name, work in (("judgement", self._judgement_loop), ("limits", self._limits_loop))
         ]
         watches = [session.watch() for session in self.sessions]
+        # UNKNOWN IS FROZEN: what the node's rules say is not known before they were asked once about all it holds.
+        self.pause(START, NodeFinding(trigger="not_judged", level="pause", reason="the node has not been judged yet"))
         try:
             for thread in threads:
                 thread.start()
@@ -265,11 +271,14 @@ class Agent:
     # -- judging the node ----------------------------------------------------------------------------------------
 
     def _judgement_loop(self) -> None:
+        judged = False
         while not self._stopping.is_set():
-            self._judge_now.wait(self.limits.judge_every_s)
+            self._judge_now.wait(self.limits.judge_every_s if judged else FIRST_JUDGEMENT_S)
             self._judge_now.clear()
             if self._stopping.is_set():
                 return
+            # An earlier run's routers are known once every store has been asked for them.
+            all_known = all(session.membership.has_joined for session in self.sessions)
             states = self.book.states()
             before = self.monitor.findings()
             self.monitor.observe(exposure_of(states), routers_seen(states, self._clock()))
@@ -278,6 +287,9 @@ class Agent:
             ]:
                 for session in self.sessions:
                     session.report_soon()
+            if all_known and not judged:
+                judged = True
+                self.resume(START)
 
     def _limits_loop(self) -> None:
         self.limits.follow(self._stopping)

@@ -126,6 +126,11 @@ class Membership:
         self._count = 0
         self._joined_before = False
 
+    @property
+    def has_joined(self) -> bool:
+        """True once the node has joined, and the routers of an earlier run are known."""
+        return self._joined_before
+
     # -- joining and leaving -------------------------------------------------------------------------------------
 
     def join(self) -> None:

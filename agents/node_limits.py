@@ -26,7 +26,8 @@ from killswitch.clock import NowNs, WallClock
 from killswitch.config import AgentSettings
 from killswitch.core.canonical import canonical_json, sha256_hex
 
-AUDIT_FILE: Final = "limits-audit.jsonl"
+AUDIT_FILE: Final = "limits-audit-{node}.jsonl"
+"""Agents that share a ``state_dir`` have a file each: a chain has one writer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,14 +143,14 @@ class RunningLimits:
         # The account first: the policy asks it for the equity of the same moment.
         own: tuple[NodeRule | None, ...] = (self._inputs_rule, self._limits_rule, self._account_rule, self._policy_rule)
         self.rules: tuple[NodeRule, ...] = (*(rule for rule in own if rule is not None), *figures, *files.own_rules)
-        self._live = self._followed(files, state_dir, wall_clock, registry)
+        self._live = self._followed(files, node, state_dir, wall_clock, registry)
 
     def _followed(
-        self, files: NodeLimitsFiles, state_dir: Path, wall_clock: WallClock, registry: CollectorRegistry
+        self, files: NodeLimitsFiles, node: str, state_dir: Path, wall_clock: WallClock, registry: CollectorRegistry
     ) -> list[LiveLimits[RiskLimitsFile] | LiveLimits[RiskRules]]:
         if files.limits_path is None:
             return []
-        audit = LimitsAudit(state_dir / AUDIT_FILE)
+        audit = LimitsAudit(state_dir / AUDIT_FILE.format(node=node))
         limits = LiveLimits(
             files.limits_path,
             files.limits,
@@ -162,7 +163,12 @@ class RunningLimits:
         followed: list[LiveLimits[RiskLimitsFile] | LiveLimits[RiskRules]] = [limits]
         if files.policy_path is not None and files.policy is not None:
             policy = LiveLimits(
-                files.policy_path, files.policy, apply=self._take_policy, audit=audit, wall_clock=wall_clock
+                files.policy_path,
+                files.policy,
+                apply=self._take_policy,
+                audit=audit,
+                wall_clock=wall_clock,
+                registry=registry,
             )
             policy.note_start("the start of the agent")
             followed.append(policy)

@@ -128,8 +128,9 @@ class NodeMonitor:
         """A person has released the freezes of these sources: what still holds is accepted as it is."""
         with self._acting:
             for source in sources:
-                self._released.add(source)
                 self._rules_released.add(source.partition(":")[0])
+                if source in self._standing:  # one that is gone already is new when it comes back
+                    self._released.add(source)
 
     def findings(self) -> tuple[Judged, ...]:
         """Return what holds now, the most severe first."""

@@ -181,8 +181,8 @@ def decide_change(current: ModelT, reading: SettingsReading[ModelT]) -> LimitsCh
     if reading.settings is not None:
         changes = changes_between(current, reading.settings)
         faults = [
-            f"{change.setting}: cannot change from {change.before!r} to {change.after!r} while this process runs; "
-            "start it again, or write the old value"
+            f"{reading.place(change.setting)}: {change.setting}: cannot change from {change.before!r} to "
+            f"{change.after!r} while this process runs; start it again, or write the old value"
             for change in changes
             if _under(change.setting, FIXED)
         ]

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import REGISTRY, CollectorRegistry, Counter
 from pydantic import BaseModel
 
 from agents.risk.limits_audit import AuditUnwritable, LimitsAudit
@@ -32,6 +32,8 @@ LOOK_EVERY_MS: Final = 1_000
 """How often :meth:`LiveLimits.follow` looks."""
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
+_counters: dict[CollectorRegistry, Counter] = {}
+_counters_lock = threading.Lock()
 _Stamp = tuple[int, int, int, int]
 
 
@@ -45,7 +47,8 @@ class LiveLimits(Generic[ModelT]):
             this process; they are not in force then.
         audit: where changes are written down; ``None`` writes them to the log alone.
         wall_clock: the time that entries carry.
-        registry: where ``killswitch_limits_changes_total`` is counted; nowhere when ``None``.
+        registry: where ``killswitch_limits_changes_total`` is counted; the default registry of the process when
+            ``None``.
 
     Attributes:
         limits: the limits in force.
@@ -73,16 +76,9 @@ class LiveLimits(Generic[ModelT]):
         self._due = False
         self._settled: _Stamp | None = None
         self._seen: _Stamp | None = None
-        self._counter: Counter | None = None
-        if registry is not None:
-            self._counter = Counter(
-                "killswitch_limits_changes_total",
-                "Changes of the file of risk limits, by what became of them.",
-                ["outcome"],
-                registry=registry,
-            )
-            for outcome in ("applied", "tightened", "refused"):
-                self._counter.labels(outcome=outcome)
+        self._counter = changes_counter(registry)
+        for outcome in ("applied", "tightened", "refused"):
+            self._counter.labels(file=path.name, outcome=outcome)  # there from the start, at 0
 
     def note_start(self, who: str) -> None:
         """Write down the limits that a process starts with.
@@ -194,8 +190,7 @@ class LiveLimits(Generic[ModelT]):
 
     def _tell(self, change: LimitsChange[ModelT], faults: tuple[str, ...]) -> None:
         outcome = "refused" if faults and self.limits is not change.limits else change.outcome
-        if self._counter is not None:
-            self._counter.labels(outcome=outcome).inc()
+        self._counter.labels(file=self.path.name, outcome=outcome).inc()
         changes: list[Mapping[str, Any]] = [one.to_json() for one in change.changes]
         level = "error" if faults else "warning"
         say(level, "limits file changed", file=str(self.path), outcome=outcome, changes=changes, faults=list(faults))
@@ -207,6 +202,20 @@ class LiveLimits(Generic[ModelT]):
         except OSError:
             return None
         return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def changes_counter(registry: CollectorRegistry | None) -> Counter:
+    """One counter per registry, however many files: a second registration of a name is an error there."""
+    place = registry if registry is not None else REGISTRY
+    with _counters_lock:
+        if place not in _counters:
+            _counters[place] = Counter(
+                "killswitch_limits_changes_total",
+                "Changes of files of limits and rules, by file and by what became of them.",
+                ["file", "outcome"],
+                registry=place,
+            )
+        return _counters[place]
 
 
 def _owner(path: Path) -> str:

@@ -59,8 +59,12 @@ class NodeLimitsRule:
                     if edge is None
                     else f"Edge degradation: {edge:.2f} BPS < {threshold:.2f} BPS"
                 )
+                # How far below: what is worse is larger, so that a person can accept the edge as it is.
+                below_bps = None if edge is None else threshold - edge
                 found.append(
-                    NodeFinding(trigger=trigger, level="freeze", reason=reason, symbol=symbol, figures=figures)
+                    NodeFinding(
+                        trigger=trigger, level="freeze", reason=reason, symbol=symbol, value=below_bps, figures=figures
+                    )
                 )
         return found
 

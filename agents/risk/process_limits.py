@@ -98,7 +98,9 @@ class ProcessLimits:
         )
         self._live: LiveLimits[RiskLimitsFile] | None = None
         if path is not None:
-            self._live = LiveLimits(path, limits, apply=self._take, audit=audit, wall_clock=wall_clock)
+            self._live = LiveLimits(
+                path, limits, apply=self._take, audit=audit, wall_clock=wall_clock, registry=registry
+            )
             self._live.note_start("the start of the process")
 
     @classmethod
@@ -109,9 +111,11 @@ class ProcessLimits:
         audit: LimitsAudit | None = None,
         on_freeze: Callable[[FreezeEvent], None] | None = None,
         on_warning: Callable[[LimitWarning], None] | None = None,
+        day: CalendarDay = utc_day,
+        session_clock: MinuteOfDay | None = None,
         registry: CollectorRegistry | None = None,
     ) -> ProcessLimits:
-        """Read the file, make monitor and controls of it, and be ready to follow it.
+        """Read the file, make monitor and controls of it, and be ready to follow it. Arguments as for the class.
 
         Raises:
             RiskFileError: the file cannot be used; one sentence for each fault.
@@ -123,6 +127,8 @@ class ProcessLimits:
             audit=audit,
             on_freeze=on_freeze,
             on_warning=on_warning,
+            day=day,
+            session_clock=session_clock,
             registry=registry,
         )
 

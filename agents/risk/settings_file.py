@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args, get_origin
 
@@ -34,11 +34,19 @@ class SettingsReading(Generic[ModelT]):
         values: as they stand there; empty when nothing could be read.
         settings: as one model, ``None`` when something is wrong.
         faults: one sentence for each thing that is wrong.
+        path: the file.
+        lines: the line of every setting that stands there.
     """
 
     values: Mapping[Any, Any]
     settings: ModelT | None
     faults: tuple[str, ...]
+    path: Path = Path()
+    lines: Mapping[Where, int] = field(default_factory=dict)
+
+    def place(self, setting: str) -> str:
+        """Return path and line of a setting by its dotted name; of the innermost part of it that the file names."""
+        return f"{self.path}:{_line_of(tuple(setting.split('.')), self.lines)}"
 
 
 def load_risk_rules(path: Path | None) -> RiskRules:
@@ -76,12 +84,12 @@ def read_settings(path: Path, model: type[ModelT]) -> SettingsReading[ModelT]:
     try:
         values, lines = _read_yaml(path)
     except RiskFileError as error:
-        return SettingsReading({}, None, tuple(error.faults))
+        return SettingsReading({}, None, tuple(error.faults), path)
     try:
-        return SettingsReading(values, model.model_validate(values), ())
+        return SettingsReading(values, model.model_validate(values), (), path, lines)
     except ValidationError as error:
         faults = [text for fault in error.errors() for text in _sentences(path, lines, model, fault)]
-        return SettingsReading(values, None, tuple(faults))
+        return SettingsReading(values, None, tuple(faults), path, lines)
 
 
 def _read_yaml(path: Path) -> tuple[dict[Any, Any], dict[Where, int]]:

@@ -112,8 +112,8 @@ def _schema_of(which: str) -> dict[str, Any]:
 def limits_history(context: CommandContext, file: Path) -> None:
     """Show every change of risk limits that an agent wrote to FILE, and whether the chain of entries holds.
 
-    FILE is limits-audit.jsonl in the agent's state_dir. Exits 1 when something was changed, is missing or stands in
-    another order.
+    FILE is limits-audit-NODE.jsonl in the agent's state_dir. Exits 1 when something was changed, is missing or
+    stands in another order.
     """
     from killswitch.cli.risk_files import show_limits_history  # noqa: PLC0415 - only when used
 

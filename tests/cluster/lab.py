@@ -13,18 +13,20 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from killswitch import Gate, GateError
-from killswitch.cluster import Cluster
+from killswitch.cluster import Cluster, NotInitialised
 from killswitch.core.permit import Timing
-from killswitch.stores import open_store
+from killswitch.records import UnreadableRecord
+from killswitch.stores import StoreError, StoreUnavailable, open_store
 from killswitch.stores.embedded import EmbeddedStore
 from tests.waiting import wait_until
 
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
 TIMING = Timing(
     request_timeout_ms=250, renew_every_ms=300, permit_ttl_ms=1_200, lease_ttl_ms=3_000, leader_deadline_ms=2_000,
@@ -172,6 +174,8 @@ class Lab:
             # This very process: an earlier one's lease, permit and ack may still be there.
             wait_until(lambda: self.is_live(node, process.pid), within_s=15, what=f"{node} to join")
             wait_until(lambda: self.has_permit(node, process.pid), within_s=15, what=f"{node} to hold a permit")
+            # Until it was judged once, a node's gate is closed.
+            wait_until(lambda: self.is_open(node) or self.is_frozen(), within_s=15, what=f"{node} to be judged")
         return process
 
     def agent_words(self, node: str, gate_of: str | None = None) -> list[str]:
@@ -200,9 +204,30 @@ class Lab:
         except GateError:
             return False
 
+    def ask(self, read: Callable[[Cluster], T]) -> T:
+        """Read through the cluster's client; on a busy machine an answer may come too late, and is asked for again."""
+        answers: list[T] = []
+
+        def asked() -> bool:
+            with contextlib.suppress(StoreUnavailable):
+                answers.append(read(self.cluster))
+            return bool(answers)
+
+        wait_until(asked, what="an answer of the store")
+        return answers[0]
+
+    def is_frozen(self) -> bool:
+        """The flag of a store freezes something, or cannot say that it does not."""
+        try:
+            return any(cluster.read_flag().flag.freezes for cluster in self.clusters)
+        except StoreUnavailable:
+            return False  # not known: whoever waits asks again
+        except (NotInitialised, UnreadableRecord, StoreError):
+            return True
+
     def is_live(self, node: str, pid: int) -> bool:
         """The node's lease is held by this process."""
-        record = self.cluster.membership().live.get(node)
+        record = self.ask(lambda cluster: cluster.membership()).live.get(node)
         return record is not None and record.pid == pid
 
     def gate_deadline_ns(self, node: str) -> int:

@@ -86,14 +86,14 @@ class NodeLab:
     def wait_frozen(self, trigger: str) -> Freeze:
         """Wait until the other node is closed, and return the freeze that did it."""
         wait_until(lambda: not self.lab.is_open("n2"), what=f"the other node to be closed by {trigger}")
-        freezes = self.lab.cluster.read_flag().flag.freezes
+        freezes = self.lab.ask(lambda c: c.read_flag()).flag.freezes
         assert [freeze.trigger for freeze in freezes] == [trigger]
         assert freezes[0].actor == "agent:n1"
         return freezes[0]
 
     def risk(self, node: str = "n1") -> dict[str, Any]:
         """What the node's newest report says of its risk."""
-        report = self.lab.cluster.membership().reports.get(node)
+        report = self.lab.ask(lambda c: c.membership()).reports.get(node)
         return dict(report.risk) if report is not None else {}
 
     def judged(self, pnl_usd: float) -> bool:
@@ -165,13 +165,13 @@ def test_a_leverage_on_one_node_freezes_the_cluster(make_node_lab: Callable[...,
 def test_a_pause_closes_one_node_tells_nobody_and_lifts_itself(make_node_lab: Callable[..., NodeLab]) -> None:
     limits = {**ACCOUNT, "confirmations": {"drawdown": 1_000_000}, "provisional_hold_seconds": 0.2}
     cluster = make_node_lab(limits)
-    epoch = cluster.lab.cluster.read_flag().flag.epoch
+    epoch = cluster.lab.ask(lambda c: c.read_flag()).flag.epoch
     cluster.report(pnl_usd=-2_500.0)
     wait_until(lambda: not cluster.lab.is_open("n1"), what="the node to pause")
     assert cluster.lab.is_open("n2")
     cluster.report(pnl_usd=0.0)
     wait_until(lambda: cluster.lab.is_open("n1"), what="the node to trade again by itself")
-    assert cluster.lab.cluster.read_flag().flag.epoch == epoch
+    assert cluster.lab.ask(lambda c: c.read_flag()).flag.epoch == epoch
 
 
 def test_unknown_is_frozen_when_a_router_is_connected_and_says_nothing(make_node_lab: Callable[..., NodeLab]) -> None:
@@ -182,7 +182,9 @@ def test_unknown_is_frozen_when_a_router_is_connected_and_says_nothing(make_node
     assert freeze.metadata["router"] == "r1"
     cluster.lab.release(expect=None)
     # It has no figure that a person could accept: while it is silent, it freezes again.
-    wait_until(lambda: cluster.lab.cluster.read_flag().flag.epoch >= 4, what="the next freeze of the same silence")
+    wait_until(
+        lambda: cluster.lab.ask(lambda c: c.read_flag()).flag.epoch >= 4, what="the next freeze of the same silence"
+    )
 
 
 def test_a_derisk_of_the_policy_lets_pass_what_reduces_and_nothing_else(make_node_lab: Callable[..., NodeLab]) -> None:
@@ -216,8 +218,8 @@ def test_a_rule_of_ones_own_freezes_the_cluster(make_node_lab: Callable[..., Nod
     wait_until(lambda: not cluster.lab.is_open("n1"), what="the node to be closed")
     wait_until(lambda: not cluster.lab.is_open("n2"), what="the other node to be closed")
     # Both nodes follow the same file, so each has frozen; neither cause is lost.
-    wait_until(lambda: len(cluster.lab.cluster.read_flag().flag.freezes) == 2, what="both causes")
-    assert {freeze.trigger for freeze in cluster.lab.cluster.read_flag().flag.freezes} == {"desk"}
+    wait_until(lambda: len(cluster.lab.ask(lambda c: c.read_flag()).flag.freezes) == 2, what="both causes")
+    assert {freeze.trigger for freeze in cluster.lab.ask(lambda c: c.read_flag()).flag.freezes} == {"desk"}
 
 
 @pytest.mark.parametrize("fault", ["raise", "hang"])
@@ -229,8 +231,8 @@ def test_unknown_is_frozen_when_a_rule_of_ones_own_fails(
     cluster.start()
     cluster.say(fault)
     wait_until(lambda: not cluster.both_open(), what="a node to be closed")
-    wait_until(lambda: cluster.lab.cluster.read_flag().flag.freezes, what="the freeze")
-    freeze = cluster.lab.cluster.read_flag().flag.freezes[0]
+    wait_until(lambda: cluster.lab.ask(lambda c: c.read_flag()).flag.freezes, what="the freeze")
+    freeze = cluster.lab.ask(lambda c: c.read_flag()).flag.freezes[0]
     assert freeze.trigger == "monitor_error"
     told = "a fault of the desk's own" if fault == "raise" else "takes"
     assert told in freeze.reason
@@ -250,21 +252,22 @@ def test_limits_that_are_tightened_while_the_agent_runs_hold_at_once_and_are_wri
 ) -> None:
     """A loss within the limit becomes a breach when that is tightened; the record and the file say what changed."""
     cluster = make_node_lab(ACCOUNT)
-    before = cluster.lab.cluster.membership().nodes["n1"].limits_hash
+    before = cluster.lab.ask(lambda c: c.membership()).nodes["n1"].limits_hash
     cluster.report(pnl_usd=-1_800.0)
     wait_until(lambda: cluster.judged(-1_800.0), what="the loss to be judged")
     cluster.write_limits({**ACCOUNT, "max_daily_drawdown": 0.015, "no_such_limit": 1})
     freeze = cluster.wait_frozen("drawdown")
     assert freeze.metadata["limit"] == 0.015
     nodes = wait_until(
-        lambda: (n := cluster.lab.cluster.membership().nodes) and n["n1"].limits_hash != before and n, what="the hash"
+        lambda: (n := cluster.lab.ask(lambda c: c.membership()).nodes) and n["n1"].limits_hash != before and n,
+        what="the hash",
     )
     wait_until(
-        lambda: len({one.limits_hash for one in cluster.lab.cluster.membership().nodes.values()}) == 1,
+        lambda: len({one.limits_hash for one in cluster.lab.ask(lambda c: c.membership()).nodes.values()}) == 1,
         what="both nodes to have the same limits",
     )
     assert nodes
-    audit = cluster.lab.folder / "n1.state" / "limits-audit.jsonl"
+    audit = cluster.lab.folder / "n1.state" / "limits-audit-n1.jsonl"
     entries, faults = read_audit(audit)
     assert faults == []
     assert [entry["outcome"] for entry in entries] == ["started", "tightened"]

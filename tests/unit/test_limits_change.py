@@ -174,7 +174,8 @@ def test_what_needs_a_new_start_makes_a_file_unsound_and_still_tightens(tmp_path
     change = decide_change(before, reading({"initial_balance_usd": 200.0, "max_account_leverage": 4.0}, tmp_path))
     assert change.outcome == "tightened"
     assert (change.limits.initial_balance_usd, change.limits.max_account_leverage) == (100.0, 4.0)
-    assert "initial_balance_usd: cannot change from 100.0 to 200.0 while this process runs" in change.faults[0]
+    told = "limits.yaml:1: initial_balance_usd: cannot change from 100.0 to 200.0 while this process runs"
+    assert told in change.faults[0]
 
 
 # ---- the law
@@ -213,4 +214,5 @@ def test_rules_of_exposure_follow_their_file_as_a_whole(tmp_path: Path) -> None:
     path.write_text("session: {calendar: 24/7}\n")
     refused = decide_change(RiskRules(), read_settings(path, RiskRules))
     assert refused.outcome == "refused"
-    assert refused.faults[0].startswith("session.calendar: cannot change from 'XLON' to '24/7' while this process runs")
+    told = f"{path}:1: session.calendar: cannot change from 'XLON' to '24/7' while this process runs"
+    assert refused.faults[0].startswith(told)

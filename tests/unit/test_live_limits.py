@@ -55,7 +55,8 @@ class Rig:
         return entries
 
     def counted(self, outcome: str) -> float | None:
-        return self.registry.get_sample_value("killswitch_limits_changes_total", {"outcome": outcome})
+        labels = {"file": "limits.yaml", "outcome": outcome}
+        return self.registry.get_sample_value("killswitch_limits_changes_total", labels)
 
 
 def test_what_tightens_holds_at_the_first_look_that_sees_it(tmp_path: Path) -> None:
@@ -140,7 +141,7 @@ def test_a_link_that_is_exchanged_as_a_config_map_does_is_seen(tmp_path: Path) -
     (tmp_path / "current").symlink_to("data0")
     path = tmp_path / "current" / "limits.yaml"
     applied: list[RiskLimitsFile] = []
-    live = LiveLimits(path, load_risk_limits(path), apply=applied.append)
+    live = LiveLimits(path, load_risk_limits(path), apply=applied.append, registry=CollectorRegistry())
     (tmp_path / "next").symlink_to("data1")
     (tmp_path / "next").rename(tmp_path / "current")
     live.look()

@@ -176,6 +176,14 @@ def test_an_accepted_finding_that_went_away_freezes_when_it_comes_back() -> None
     assert rig.judge(finding("freeze", 100.0)) == [("freeze", "FROZEN", "freeze 100.0")]
 
 
+def test_a_finding_that_was_gone_before_its_release_is_new_when_it_comes_back() -> None:
+    rig = Rig()
+    rig.judge(finding("freeze", 100.0))
+    rig.judge()
+    rig.release()
+    assert rig.judge(finding("freeze", 100.0)) == [("freeze", "FROZEN", "freeze 100.0")]
+
+
 def test_an_accepted_reduce_only_does_not_accept_a_freeze() -> None:
     rig = Rig()
     rig.judge(finding("reduce_only", 100.0))

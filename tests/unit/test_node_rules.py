@@ -66,6 +66,7 @@ def test_an_edge_below_the_threshold_freezes_and_at_it_does_not() -> None:
     (finding,) = rule.judge(snapshot(edges_bps={"X": 1.2, "Y": 1.6}))
     assert (finding.trigger, finding.level, finding.symbol) == ("edge_collapse", "freeze", "X")
     assert finding.reason == "Edge degradation: 1.20 BPS < 1.50 BPS"
+    assert finding.value == pytest.approx(0.3), "how far below it is, so that a person can accept it"
 
 
 def test_unknown_is_frozen_for_an_edge_that_is_no_number() -> None:
