@@ -72,7 +72,13 @@ class NodeMonitor:
         self._rules = tuple(rules)
         self._actions = actions
         self._clock = clock
-        self._judgement = NodeJudgement(rules, budget_ms=settings.budget_ms, on_error=settings.on_error, clock=clock)
+        self._judgement = NodeJudgement(
+            rules,
+            budget_ms=settings.budget_ms,
+            on_late=settings.on_late,
+            on_error=settings.on_error,
+            clock=clock,
+        )
         self._acting = threading.Lock()
         self._standing: dict[str, Judged] = {}
         self._late: dict[str, Judged] = {}
@@ -99,7 +105,7 @@ class NodeMonitor:
 
     def set_guard(self, settings: JudgementSettings) -> None:
         """Hold the rules to other settings from now on."""
-        self._judgement.set_guard(budget_ms=settings.budget_ms, on_error=settings.on_error)
+        self._judgement.set_guard(budget_ms=settings.budget_ms, on_late=settings.on_late, on_error=settings.on_error)
 
     def observe(self, exposure: NodeExposure, routers: RoutersSeen) -> None:
         """Judge the newest exposure of the node, on the thread that judges. Never raises."""

@@ -318,7 +318,7 @@ BREAKS = (
           ("test_a_rule_that_is_late_is_a_breach_though_it_found_nothing",)),
     Break("nobody watches a rule that never answers", "agents/agent.py",
           "                self.monitor.watch()\n", "", JUDGED,
-          ("test_unknown_is_frozen_when_a_rule_of_ones_own_fails and hang",)),
+          ("test_unknown_is_frozen_when_a_rule_of_ones_own_never_answers",)),
     Break("a drawdown of a node only warns", "agents/risk/node_account_rule.py",
           'level="warning" if one.level is AlertLevel.WARNING else self._level_of(_CLASSES[one.measure]),',
           'level="warning",', f"{JUDGED} tests/unit/test_node_rules.py",

@@ -280,7 +280,8 @@ def _worse(state: BreakerState, event: Bad, now: int, settings: BreakerSettings)
             reason=reason if told else known.reason,
             latched=latched,
             bad_readings=count,
-            last_bad_ns=now,
+            # Settings that shorten the hold put this ahead of the clock, and another bad reading must not take it back.
+            last_bad_ns=max(known.last_bad_ns, now),
             good_readings=0,
         )
         if latched and not known.latched:

@@ -99,6 +99,7 @@ FEWER: Final = frozenset(["known_symbols", "transient_classes", "pretrade.permit
 
 MILDEST_FIRST: Final[Mapping[str, Sequence[str]]] = {
     "kill_switch_mode": ("auto", "manual"),
+    "judgement.on_late": ("pause", "reduce_only", "freeze"),
     "judgement.on_error": ("pause", "reduce_only", "freeze"),
     "inputs.silent": ("warning", "pause", "reduce_only", "freeze"),
     "inputs.frozen": ("warning", "pause", "reduce_only", "freeze"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from agents.risk.events import MONITOR_ERROR
@@ -12,6 +12,8 @@ from agents.risk.local_freeze import say
 from agents.risk.node_rule import LEVEL_RANK, NodeFinding, NodeLevel, NodeRule, NodeSnapshot
 from killswitch.clock import NowNs
 
+MONITOR_LATE: Final = "monitor_late"
+"""Trigger of the finding that a rule has not answered in time."""
 FINDINGS_MAX: Final = 1_000
 """Findings of one rule at one judgement; more are a breach."""
 
@@ -39,21 +41,30 @@ class NodeJudgement:
     Args:
         rules: in the order in which they are asked.
         budget_ms: what one rule may take.
-        on_error: how far a rule goes that fails.
+        on_late: how far a rule goes that takes longer.
+        on_error: how far a rule goes that raises or answers nonsense.
         clock: nanoseconds.
     """
 
-    def __init__(self, rules: Sequence[NodeRule], *, budget_ms: int, on_error: NodeLevel, clock: NowNs) -> None:
+    def __init__(
+        self,
+        rules: Sequence[NodeRule],
+        *,
+        budget_ms: int,
+        on_late: NodeLevel,
+        on_error: NodeLevel,
+        clock: NowNs,
+    ) -> None:
         self._rules = tuple(rules)
         self._clock = clock
         self._watched = threading.Lock()
         self._asking: tuple[str, int] | None = None
-        self.set_guard(budget_ms=budget_ms, on_error=on_error)
+        self.set_guard(budget_ms=budget_ms, on_late=on_late, on_error=on_error)
 
-    def set_guard(self, *, budget_ms: int, on_error: NodeLevel) -> None:
-        """Hold the rules to another budget, and failing ones to another level, from now on."""
+    def set_guard(self, *, budget_ms: int, on_late: NodeLevel, on_error: NodeLevel) -> None:
+        """Hold the rules to another budget, and late and failing ones to other levels, from now on."""
         self._budget_ns = budget_ms * _NANOSECONDS_PER_MS
-        self._on_error = on_error
+        self._on_late, self._on_error = on_late, on_error
 
     def judge(self, snapshot: NodeSnapshot) -> tuple[Judged, ...]:
         """Return what every rule finds. Never raises."""
@@ -100,8 +111,13 @@ class NodeJudgement:
 
     def _late(self, name: str, took_ns: int) -> NodeFinding:
         took_ms, budget_ms = took_ns / _NANOSECONDS_PER_MS, self._budget_ns / _NANOSECONDS_PER_MS
-        fault = self._fault(f"the rule {name} takes {took_ms:.0f} ms, and {budget_ms:.0f} ms are allowed")
-        return replace(fault, limit=budget_ms, figures={"took_ms": took_ms, "budget_ms": budget_ms})
+        return NodeFinding(
+            trigger=MONITOR_LATE,
+            level=self._on_late,
+            reason=f"the rule {name} takes {took_ms:.0f} ms, and {budget_ms:.0f} ms are allowed",
+            limit=budget_ms,
+            figures={"took_ms": took_ms, "budget_ms": budget_ms},
+        )
 
     def _fault(self, reason: str) -> NodeFinding:
         return NodeFinding(trigger=MONITOR_ERROR, level=self._on_error, reason=reason)

@@ -80,10 +80,15 @@ class JudgementSettings(Section):
         1_000, description="Milliseconds. The node is judged at every report of a router, and at least this often."
     )
     budget_ms: Annotated[int, Field(strict=True, ge=1, le=60_000)] = Field(
-        500, description="Milliseconds that one rule may take; a later answer is a breach."
+        2_000, description="Milliseconds that one rule may take, on the clock on the wall; a later answer is a breach."
+    )
+    on_late: Literal["pause", "reduce_only", "freeze"] = Field(
+        "pause",
+        description="What a rule does that is late. By default the node pauses until the rule answers in time: a "
+        "machine that is short of time is no reason to stop the others.",
     )
     on_error: Literal["pause", "reduce_only", "freeze"] = Field(
-        "freeze", description="What a rule does that raises, answers nonsense or takes too long. It is never skipped."
+        "freeze", description="What a rule does that raises or answers nonsense. It is never skipped."
     )
 
 

@@ -222,20 +222,33 @@ def test_a_rule_of_ones_own_freezes_the_cluster(make_node_lab: Callable[..., Nod
     assert {freeze.trigger for freeze in cluster.lab.ask(lambda c: c.read_flag()).flag.freezes} == {"desk"}
 
 
-@pytest.mark.parametrize("fault", ["raise", "hang"])
-def test_unknown_is_frozen_when_a_rule_of_ones_own_fails(
-    fault: str, make_node_lab: Callable[..., NodeLab], tmp_path: Path
+def test_unknown_is_frozen_when_a_rule_of_ones_own_raises(
+    make_node_lab: Callable[..., NodeLab], tmp_path: Path
 ) -> None:
-    """UNKNOWN IS FROZEN: a rule that raises, and one that never answers; acks and reports go on all the same."""
-    cluster = make_node_lab(desk(tmp_path), start=False)
-    cluster.start()
-    cluster.say(fault)
-    wait_until(lambda: not cluster.both_open(), what="a node to be closed")
+    cluster = make_node_lab(desk(tmp_path))
+    cluster.say("raise")
     wait_until(lambda: cluster.lab.ask(lambda c: c.read_flag()).flag.freezes, what="the freeze")
     freeze = cluster.lab.ask(lambda c: c.read_flag()).flag.freezes[0]
     assert freeze.trigger == "monitor_error"
-    told = "a fault of the desk's own" if fault == "raise" else "takes"
-    assert told in freeze.reason
+    assert "a fault of the desk's own" in freeze.reason
+    certificate = cluster.lab.freeze("is it still answered?").json["certificate"]
+    assert {line["node"]: line["state"] for line in certificate["nodes"]} == {"n1": "ACKED", "n2": "ACKED"}
+
+
+@pytest.mark.parametrize("on_late", ["pause", "freeze"])
+def test_unknown_is_frozen_when_a_rule_of_ones_own_never_answers(
+    on_late: str, make_node_lab: Callable[..., NodeLab], tmp_path: Path
+) -> None:
+    """The main thread closes for the thread that hangs; acks and reports go on all the same."""
+    limits = desk(tmp_path)
+    cluster = make_node_lab({**limits, "judgement": {**limits["judgement"], "on_late": on_late}})
+    cluster.say("hang")
+    wait_until(lambda: not (cluster.lab.is_open("n1") or cluster.lab.is_open("n2")), what="both nodes to be closed")
+    if on_late == "freeze":
+        wait_until(lambda: cluster.lab.ask(lambda c: c.read_flag()).flag.freezes, what="the freeze")
+        assert cluster.lab.ask(lambda c: c.read_flag()).flag.freezes[0].trigger == "monitor_late"
+    else:
+        assert cluster.lab.ask(lambda c: c.read_flag()).flag.freezes == ()
     certificate = cluster.lab.freeze("is it still answered?").json["certificate"]
     assert {line["node"]: line["state"] for line in certificate["nodes"]} == {"n1": "ACKED", "n2": "ACKED"}
 

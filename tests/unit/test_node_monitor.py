@@ -250,7 +250,9 @@ def test_a_rule_that_is_late_is_a_breach_though_it_found_nothing() -> None:
         registry=CollectorRegistry(),
     )  # fmt: skip
     monitor.observe(EXPOSURE, SEEN)
-    assert rig.actions.log == [("freeze", "FROZEN", "the rule slow takes 101 ms, and 100 ms are allowed")]
+    assert rig.actions.log == [
+        ("pause", "slow:monitor_late:None", "the rule slow takes 101 ms, and 100 ms are allowed")
+    ]
 
 
 def test_a_rule_that_never_answers_is_found_by_whoever_watches() -> None:
@@ -278,12 +280,13 @@ def test_a_rule_that_never_answers_is_found_by_whoever_watches() -> None:
         rig.clock.now_ns += 101_000_000
         monitor.watch()
         monitor.watch()
-        assert rig.actions.log == [("freeze", "FROZEN", "the rule hanging takes 101 ms, and 100 ms are allowed")]
+        told = "the rule hanging takes 101 ms, and 100 ms are allowed"
+        assert rig.actions.log == [("pause", "hanging:monitor_late:None", told)]
     finally:
         answer.set()
         judging.join(30)
     assert not judging.is_alive()
-    assert [judged.finding.trigger for judged in monitor.findings()] == ["monitor_error"]
+    assert [judged.finding.trigger for judged in monitor.findings()] == ["monitor_late"]
 
 
 def test_a_rule_that_cannot_take_a_release_judges_on() -> None:

@@ -25,7 +25,7 @@ from agents.risk.breaker_machine import (
     TimePassed,
     step,
 )
-from agents.risk.breaker_settings import NS_PER_SECOND, BreakerSettings, ReasonClass
+from agents.risk.breaker_settings import NS_PER_SECOND, BreakerSettings, Confirmations, ReasonClass
 from agents.risk.circuit_breaker import CircuitBreaker, ReleaseRefused
 
 SAFE, ENGAGED, HALF_OPEN = BreakerMode.SAFE, BreakerMode.ENGAGED, BreakerMode.HALF_OPEN
@@ -285,11 +285,25 @@ def test_no_change_of_settings_and_no_time_after_it_makes_anything_looser(
             known = after.cause(cause.kind)
             assert known is not None
             assert known.latched >= cause.latched
-            assert known.last_bad_ns >= cause.last_bad_ns
+            # Of a latched cause the cool-down counts, and no longer the hold.
+            assert known.latched or known.last_bad_ns >= cause.last_bad_ns
             assert known.good_readings == 0
         later, _ = step(after, TimePassed(), now + 10**18, other)
         assert rank[later.mode] >= rank[after.mode] if state.mode is not SAFE else later.mode is SAFE
         state, rules = after, other
+
+
+def test_a_bad_reading_after_the_hold_was_shortened_ends_no_pause_sooner() -> None:
+    """5 s of hold run; the settings say 0.5 s after one; one more bad reading: the 5 s from the change stay."""
+    long, short = (
+        BreakerSettings(confirmations=Confirmations(network=5), provisional_hold_seconds=hold) for hold in (5.0, 0.5)
+    )
+    state, _ = step(BreakerState(), Bad(NETWORK, "bad"), 0, long)
+    state, _ = step(state, NewSettings(long), NS_PER_SECOND, short)
+    state, _ = step(state, Bad(NETWORK, "bad again"), 2 * NS_PER_SECOND, short)
+    state, _ = step(state, Good(NETWORK), 3 * NS_PER_SECOND, short)
+    assert step(state, TimePassed(), 5_900_000_000, short)[0].mode is ENGAGED
+    assert step(state, TimePassed(), 6_100_000_000, short)[0].mode is SAFE
 
 
 @given(first=SETTINGS, other=SETTINGS, past=PAST)
