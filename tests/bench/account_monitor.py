@@ -6,7 +6,6 @@ taken over a run without a timer in it. The figures are for reading, never for p
 
 from __future__ import annotations
 
-import gc
 import random
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from agents.risk.account_limits import AccountLimits
 from agents.risk.account_monitor import RiskMonitor
 from agents.risk.account_state import AccountState, AccountTick, Holding, PriceTick
+from tests.bench.timed_calls import figures_beside, no_collection, print_rows
 
 TICKS = 50_000
 WARM_UP = 2_000
@@ -59,9 +59,7 @@ def _fill_row(symbols: int, ticks: int) -> dict[str, Any]:
     picked = random.Random(1).choices(names, k=ticks // 5 + WARM_UP)
     took: tuple[list[int], list[int]] = ([], [])
     timer = time.perf_counter_ns
-    gc.collect()
-    gc.disable()
-    try:
+    with no_collection():
         for name in picked:
             tick = PriceTick(name, 1_000.5)
             began = timer()
@@ -70,10 +68,8 @@ def _fill_row(symbols: int, ticks: int) -> dict[str, Any]:
             monitor.monitor_tick(tick)
             took[0].append(between - began)
             took[1].append(timer() - between)
-    finally:
-        gc.enable()
     row = {"name": f"account fill, {symbols:,} symbols", "unit": "us", "baseline_name": "a tick of the same account"}
-    return row | _figures(took)
+    return row | figures_beside(*(times[WARM_UP:] for times in took))
 
 
 def _row(symbols: int, ticks: int, kind: str, limits: AccountLimits) -> dict[str, Any]:
@@ -86,17 +82,13 @@ def _row(symbols: int, ticks: int, kind: str, limits: AccountLimits) -> dict[str
     took: tuple[list[int], list[int]] = ([], [])
     timer = time.perf_counter_ns
     doors: tuple[Callable[[PriceTick], AccountState | bool], ...] = (monitor.monitor_tick, bare.tick)
-    gc.collect()
-    gc.disable()  # a collection would be counted on whichever tick it falls
-    try:
+    with no_collection():
         for tick in played:
             for index, door in enumerate(doors):
                 before = timer()
                 door(tick)
                 took[index].append(timer() - before)
         rate = _rate(monitor.monitor_tick, played)
-    finally:
-        gc.enable()
     summary = monitor.get_summary()
     assert summary["breaches_total"] == {"drawdown": 0, "leverage": 0}, "the bench must measure ticks without a breach"
     assert summary["bad_inputs_total"] == 0, "the bench must measure ticks that make sense"
@@ -107,18 +99,7 @@ def _row(symbols: int, ticks: int, kind: str, limits: AccountLimits) -> dict[str
         "target": f">= {TARGET_PER_SECOND // 1_000}k/s",
         "ticks_per_second": round(rate),
     }
-    return row | _figures(took)
-
-
-def _figures(took: tuple[list[int], list[int]]) -> dict[str, float]:
-    """Percentiles of ours and of the baseline in microseconds, and their ratios."""
-    figures = {}
-    for name, per_cent in (("p50", 50), ("p99", 99)):
-        ours, baseline = (_percentile(times[WARM_UP:], per_cent) for times in took)
-        figures[name] = round(ours / 1_000, 3)
-        figures[f"baseline_{name}"] = round(baseline / 1_000, 3)
-        figures[f"ratio_{name}"] = round(ours / baseline, 2)
-    return figures
+    return row | figures_beside(*(times[WARM_UP:] for times in took))
 
 
 def _rate(door: Callable[[PriceTick], AccountState], ticks: list[PriceTick]) -> float:
@@ -132,18 +113,9 @@ def _rate(door: Callable[[PriceTick], AccountState], ticks: list[PriceTick]) -> 
     return len(ticks) / best_s
 
 
-def _percentile(values: list[int], per_cent: int) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, len(ordered) * per_cent // 100)]
-
-
 def main() -> None:
     """Print the rows."""
-    for row in run():
-        print(
-            f"{row['name']}: p50 {row['p50']} {row['unit']}, p99 {row['p99']} {row['unit']}; "
-            f"{row['baseline_name']}: p50 {row['baseline_p50']}, p99 {row['baseline_p99']}"
-        )
+    print_rows(run())
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ orders, buckets, groups or bad input. The figures are for reading, never for pas
 
 from __future__ import annotations
 
-import gc
 import random
 import time
 import tracemalloc
@@ -17,6 +16,7 @@ from agents.risk.exposure_book import ExposureBook
 from agents.risk.policy_monitor import decide_for
 from agents.risk.policy_settings import ExposureSettings
 from agents.risk.policy_table import PolicyDecisionTable, Regime
+from tests.bench.timed_calls import figures_beside, no_collection, print_rows
 
 CALLS = 20_000
 WARM_UP = 2_000
@@ -99,9 +99,7 @@ def _row(name: str, event: Callable[[str], object], bare: Bare, names: list[str]
     picked = random.Random(1).choices(names, k=calls)
     took: tuple[list[int], list[int]] = ([], [])
     timer = time.perf_counter_ns
-    gc.collect()
-    gc.disable()  # a collection would be counted on whichever call it falls
-    try:
+    with no_collection():
         for symbol in [*picked[:WARM_UP], *picked]:
             before = timer()
             event(symbol)
@@ -109,27 +107,13 @@ def _row(name: str, event: Callable[[str], object], bare: Bare, names: list[str]
             bare.fill(symbol, 0.1, 101.5)
             took[0].append(between - before)
             took[1].append(timer() - between)
-    finally:
-        gc.enable()
     row: dict[str, Any] = {"name": name, "unit": "us", "baseline_name": BASELINE}
-    for figure, per_cent in (("p50", 50), ("p99", 99)):
-        ours, baseline = (_percentile(one[min(WARM_UP, calls) :], per_cent) for one in took)
-        row[figure] = round(ours / 1_000, 3)
-        row[f"baseline_{figure}"] = round(baseline / 1_000, 3)
-        row[f"ratio_{figure}"] = round(ours / baseline, 2)
-    return row
-
-
-def _percentile(values: list[int], per_cent: int) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, len(ordered) * per_cent // 100)]
+    return row | figures_beside(*(one[min(WARM_UP, calls) :] for one in took))
 
 
 def main() -> None:
     """Print the rows."""
-    for row in run():
-        beside = f"; {row['baseline_name']}: p50 {row['baseline_p50']}" if row["baseline_name"] else ""
-        print(f"{row['name']}: p50 {row['p50']} {row['unit']}, p99 {row['p99']} {row['unit']}{beside}")
+    print_rows(run())
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ checks. The figures are for reading, never for passing or failing.
 
 from __future__ import annotations
 
-import gc
 import random
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from agents.risk.anomaly import AnomalyDetector
 from agents.risk.anomaly_settings import AnomalySettings
 from agents.risk.value_at_risk import ValueAtRiskMonitor
 from agents.risk.value_at_risk_settings import ValueAtRiskSettings
+from tests.bench.timed_calls import figures_beside, no_collection, print_rows
 
 CALLS = 2_000
 WARM_UP = 100
@@ -108,41 +108,23 @@ def _anomaly(calls: int) -> dict[str, Any]:
 def _in_turn(doors: tuple[Callable[[], object], Callable[[], object]], calls: int) -> tuple[list[int], list[int]]:
     took: tuple[list[int], list[int]] = ([], [])
     timer = time.perf_counter_ns
-    gc.collect()
-    gc.disable()  # a collection would be counted on whichever call it falls
-    try:
+    with no_collection():
         for _ in range(calls + WARM_UP):
             for door, times in zip(doors, took, strict=True):
                 before = timer()
                 door()
                 times.append(timer() - before)
-    finally:
-        gc.enable()
     return took[0][WARM_UP:], took[1][WARM_UP:]
 
 
 def _row(name: str, baseline_name: str, took: tuple[list[int], list[int]]) -> dict[str, Any]:
     row: dict[str, Any] = {"name": name, "unit": "us", "baseline_name": baseline_name, "target": None}
-    for column, per_cent in (("p50", 50), ("p99", 99)):
-        ours, baseline = (_percentile(times, per_cent) for times in took)
-        row[column] = round(ours / 1_000, 3)
-        row[f"baseline_{column}"] = round(baseline / 1_000, 3)
-        row[f"ratio_{column}"] = round(ours / baseline, 2)
-    return row
-
-
-def _percentile(values: list[int], per_cent: int) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, len(ordered) * per_cent // 100)]
+    return row | figures_beside(*took)
 
 
 def main() -> None:
     """Print the rows."""
-    for row in run():
-        print(
-            f"{row['name']}: p50 {row['p50']} {row['unit']}, p99 {row['p99']} {row['unit']}; "
-            f"{row['baseline_name']}: p50 {row['baseline_p50']}, p99 {row['baseline_p99']}"
-        )
+    print_rows(run())
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from agents.risk.pretrade_settings import PreTradeSettings
 from agents.risk.runtime_monitor import RuntimeRiskMonitor
 from killswitch.clock import now_ns
 from killswitch.gate import Gate, GateWriter
+from tests.bench.timed_calls import no_collection, percentile
 
 CALLS = 20_000
 WARM_UP = 2_000
@@ -167,8 +168,8 @@ def _row(what: str, beside: str, ours: list[list[int]], baseline: list[list[int]
     """Of several runs the median counts."""
     row: dict[str, Any] = {"name": what, "unit": "us", "baseline_name": beside}
     for name, per_cent in (("p50", 50), ("p99", 99)):
-        own = statistics.median(_percentile(one, per_cent) for one in ours)
-        other = statistics.median(_percentile(one, per_cent) for one in baseline)
+        own = statistics.median(percentile(one, per_cent) for one in ours)
+        other = statistics.median(percentile(one, per_cent) for one in baseline)
         row[name] = round(own / 1_000, 3)
         row[f"baseline_{name}"] = round(other / 1_000, 3)
         row[f"ratio_{name}"] = round(own / other, 2)
@@ -240,23 +241,14 @@ def _interleaved(
     beside = picked if others is None else random.Random(seed).choices(others, k=calls)
     took: tuple[list[int], list[int]] = ([], [])
     timer = time.perf_counter_ns
-    gc.collect()
-    gc.disable()  # a collection would be counted on whichever call it falls
-    try:
+    with no_collection():
         for pair in [*zip(picked[:WARM_UP], beside, strict=False), *zip(picked, beside, strict=True)]:
             for index, check in enumerate((ours, baseline)):
                 before = timer()
                 check(pair[index], side, 0.1, 1_000.0)
                 took[index].append(timer() - before)
-    finally:
-        gc.enable()
     warm = len(took[0]) - calls
     return took[0][warm:], took[1][warm:]
-
-
-def _percentile(values: list[int], per_cent: int) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, len(ordered) * per_cent // 100)]
 
 
 def _memory_rows() -> Iterator[dict[str, Any]]:

@@ -8,7 +8,6 @@ Neither knows working orders, reservations, several processes, or the health of 
 
 from __future__ import annotations
 
-import gc
 import importlib.metadata
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from agents.risk.circuit_breaker import CircuitBreaker
 from tests.bench.pretrade_check import make
+from tests.bench.timed_calls import no_collection, percentile, print_rows
 
 CALLS = 20_000
 ROUNDS = 5
@@ -137,8 +137,8 @@ def _alone(name: str, package: str, ours: Check, calls: int) -> Row:
         "name": name,
         "unit": "us",
         "baseline_name": f"{package} (not installed)",
-        "p50": round(_percentile(took, 50) / 1_000, 3),
-        "p99": round(_percentile(took, 99) / 1_000, 3),
+        "p50": round(percentile(took, 50) / 1_000, 3),
+        "p99": round(percentile(took, 99) / 1_000, 3),
     }
 
 
@@ -147,7 +147,7 @@ def _row(name: str, beside: str, pair: tuple[Check, Check], calls: int, rounds: 
     runs = [_timed(pair, calls) for _ in range(rounds)]
     row: Row = {"name": name, "unit": "us", "baseline_name": beside}
     for figure, per_cent in (("p50", 50), ("p99", 99)):
-        own, other = (sorted(_percentile(one[index], per_cent) for one in runs)[len(runs) // 2] for index in range(2))
+        own, other = (sorted(percentile(one[index], per_cent) for one in runs)[len(runs) // 2] for index in range(2))
         row[figure] = round(own / 1_000, 3)
         row[f"baseline_{figure}"] = round(other / 1_000, 3)
         row[f"ratio_{figure}"] = round(own / other, 2)
@@ -158,31 +158,18 @@ def _timed(checks: tuple[Check, ...], calls: int) -> list[list[int]]:
     assert all(check(0) for check in checks), "the bench must measure calls that pass"
     took: list[list[int]] = [[] for _ in checks]
     timer = time.perf_counter_ns
-    gc.collect()
-    gc.disable()  # a collection would be counted on whichever call it falls
-    try:
+    with no_collection():
         for number in range(WARM_UP + calls):
             for index, check in enumerate(checks):
                 before = timer()
                 check(number)
                 took[index].append(timer() - before)
-    finally:
-        gc.enable()
     return [one[WARM_UP:] for one in took]
-
-
-def _percentile(values: list[int], per_cent: int) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, len(ordered) * per_cent // 100)]
 
 
 def main() -> None:
     """Print the rows."""
-    for row in run():
-        print(
-            f"{row['name']}: p50 {row['p50']} us, p99 {row['p99']} us; beside {row['baseline_name']}: "
-            f"p50 {row.get('baseline_p50', '-')}, ratio {row.get('ratio_p50', '-')}"
-        )
+    print_rows(run())
 
 
 if __name__ == "__main__":
