@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agents.scenarios.ledger import Ledger
+from agents.scenarios.quoting import QuotingPlan, Working, requote
 from agents.scenarios.tape import synthetic_tape
-from agents.scenarios.trader import Ledger, QuotingPlan, Working, requote
 from agents.scenarios.venue import VenueServer
 from agents.scenarios.venue_operator import VenueOperator
 from killswitch.clock import now_ns
