@@ -47,6 +47,8 @@ FIRST_JUDGEMENT_S = 0.02
 """How often the node is judged until it was judged with all that it holds; until then its gate is closed."""
 START = "start"
 """Source of the pause that an agent starts with."""
+FAULTS_REPORTED = 5
+"""Faults of the files of limits in a report; the log and the audit file have all of them."""
 MONITOR = "monitor:"
 """Stands before the source of a freeze that the node's own rules asked for."""
 LOOP_SILENT_AFTER_S = 5.0
@@ -302,7 +304,8 @@ class Agent:
         return self.limits.utilization_pct(exposure_of(self.book.states()).gross_usd)
 
     def _risk_summary(self) -> dict[str, Any]:
-        return {"limits_hash": self.limits.content_hash, **self.monitor.summary()}
+        faults = list(self.limits.faults()[:FAULTS_REPORTED])
+        return {"limits_hash": self.limits.content_hash, "limits_faults": faults, **self.monitor.summary()}
 
     def freeze(self, source: str, mode: Mode, finding: NodeFinding) -> None:
         """Have the cluster frozen for a finding of the node, unless its freeze is in force."""

@@ -197,11 +197,16 @@ def _show_nodes(context: CommandContext) -> None:
 
 
 def _risk_lines(lines: list[dict[str, Any]]) -> list[str]:
-    """What the nodes' rules find, and which limits they run with where these are not the same everywhere."""
+    """What the nodes' rules find, files of limits that are not sound, and limits that are not the same everywhere."""
     texts = [
         f"{line['node']} {finding['level'].replace('_', '-')}: {finding['reason']}"
         for line in lines
         for finding in line["risk"].get("findings", [])
+    ]
+    texts += [
+        f"{line['node']} keeps its limits from before: {fault}"
+        for line in lines
+        for fault in line["risk"].get("limits_faults", [])
     ]
     live = {line["node"]: line["limits_hash"] for line in lines if line["state"] == "LIVE"}
     if len(set(live.values())) > 1:

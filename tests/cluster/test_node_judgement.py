@@ -288,6 +288,9 @@ def test_limits_that_are_tightened_while_the_agent_runs_hold_at_once_and_are_wri
         {"setting": "max_daily_drawdown", "before": 0.02, "after": 0.015, "direction": "tighter"}
     ]
     assert "no_such_limit: there is no such setting" in entries[1]["faults"][0]
+    wait_until(lambda: cluster.risk().get("limits_faults"), what="the fault of the file in the report")
+    told = "n1 keeps its limits from before: "
+    assert [line for line in cluster.lab.run("nodes").out.splitlines() if told in line and ": there is no such" in line]
     shown = cluster.lab.run("config", "limits-history", str(audit))
     assert "max_daily_drawdown  0.02    0.015" in shown.out
     assert "verified: 2 entries" in shown.err
