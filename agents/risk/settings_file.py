@@ -96,6 +96,9 @@ def _read_yaml(path: Path) -> tuple[dict[Any, Any], dict[Where, int]]:
     import yaml  # noqa: PLC0415 - who gives settings as objects need not have it
 
     try:
+        if not path.is_file() and path.exists() and not path.is_dir():
+            # Opening a pipe or a device would wait for somebody at its other end, perhaps for ever.
+            raise RiskFileError([f"{path}: is no regular file"])
         with path.open("rb") as file:
             raw = file.read(MAX_FILE_BYTES + 1)
         if len(raw) > MAX_FILE_BYTES:

@@ -134,6 +134,18 @@ def test_a_file_that_is_gone_changes_nothing_and_is_taken_up_again(tmp_path: Pat
     assert rig.live.limits.max_daily_drawdown == 0.01
 
 
+def test_what_is_no_regular_file_is_a_sentence_and_holds_nobody_up(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.path.unlink()
+    os.mkfifo(rig.path)
+    rig.live.look()
+    assert rig.live.faults == (f"{rig.path}: is no regular file",)
+    rig.path.unlink()
+    rig.path.mkdir()
+    rig.live.look()
+    assert rig.live.faults == (f"{rig.path}: cannot be read (Is a directory)",)
+
+
 def test_a_link_that_is_exchanged_as_a_config_map_does_is_seen(tmp_path: Path) -> None:
     for number, drawdown in enumerate((0.02, 0.015)):
         (tmp_path / f"data{number}").mkdir()
