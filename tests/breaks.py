@@ -72,6 +72,8 @@ class Break:
 
 FAST_CHECK = "        if self._words[OPEN_WORD] > clock_gettime_ns(CLOCK_ID):\n            return True\n"
 
+START_PAUSE = '        self.pause(START, NodeFinding(trigger="not_judged", level="pause", reason="the node has not been judged yet"))\n'
+
 BREAKS = (
     # -- ONE VOICE FREEZES
     Break("a freeze asks whether somebody leads", "killswitch/cluster.py",
@@ -272,10 +274,11 @@ BREAKS = (
            "test_a_flag_of_an_unknown_version_is_frozen_and_never_overwritten")),
     Break("the journal is not read at start", KEEPER, "        self._known = journal.last\n", "        self._known = None\n",
           U_KEEPER, ("test_an_agent_restarted_while_frozen_stays_frozen_even_if_the_store_forgot",)),
-    Break("a restarted agent opens before it has read", "agents/agent.py",
-          "            self.sessions = self._open_sessions(settings)\n",
-          "            self._gate.update((), epoch=0, permit_deadline_ns=first.clock() + 2 * 10**9)\n"
-          "            self.sessions = self._open_sessions(settings)\n", NODES, ("test_unknown_is_frozen_for_an_agent_restarted_while_frozen",)),
+    Break("a restarted agent opens before it has read", "agents/agent.py", START_PAUSE,
+          "        self._gate.update((), epoch=0, permit_deadline_ns=self._clock() + 2 * 10**9)\n", NODES,
+          ("test_unknown_is_frozen_for_an_agent_restarted_while_frozen",)),
+    Break("a node trades before it was judged", "agents/agent.py", START_PAUSE, "", JUDGED,
+          ("test_unknown_is_frozen_until_the_node_was_judged_once",)),
     Break("a missing flag is taken for a new cluster", "agents/decisions.py",
           "return Finding.ABSENT if known is None else Finding.LOST", "return Finding.ABSENT", f"{U_KEEPER} {NODES}",
           ("test_a_store_that_lost_its_data_is_told_again",

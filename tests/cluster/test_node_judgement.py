@@ -253,6 +253,25 @@ def test_unknown_is_frozen_when_a_rule_of_ones_own_never_answers(
     assert {line["node"]: line["state"] for line in certificate["nodes"]} == {"n1": "ACKED", "n2": "ACKED"}
 
 
+def test_unknown_is_frozen_until_the_node_was_judged_once(
+    make_node_lab: Callable[..., NodeLab], tmp_path: Path
+) -> None:
+    """UNKNOWN IS FROZEN: a rule that does not answer at the start leaves a gate with a permit that was never open."""
+    cluster = make_node_lab(desk(tmp_path), start=False)
+    cluster.say("hang")
+    seen_open, lab = [], cluster.lab
+
+    def has_permit() -> bool:
+        seen_open.append(lab.is_open("n1"))
+        return lab.has_permit("n1")
+
+    path = f"{lab.folder}{os.pathsep}{clean_environment().get('PYTHONPATH', '')}"
+    lab.start_agent("n1", wait=False, environment={"PYTHONPATH": path})
+    wait_until(has_permit, within_s=15, what="a permit")
+    wait_until(lambda: has_permit() and cluster.risk().get("findings"), what="the word that the rule is late")
+    assert True not in seen_open
+
+
 def test_a_rule_that_cannot_be_imported_keeps_the_agent_from_starting(make_node_lab: Callable[..., NodeLab]) -> None:
     cluster = make_node_lab({**ACCOUNT, "rules": {"node": [{"rule": "no_such_desk:Rule"}]}}, start=False)
     ran = cluster.lab.run(*cluster.lab.agent_words("n1"), expect=2)

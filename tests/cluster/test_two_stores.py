@@ -147,6 +147,7 @@ def test_an_agent_that_cannot_reach_its_second_store_never_opens(make_lab: Calla
     wait_until(lambda: lab.clusters[0].acks().get("n1"), what="its ack of the first store")
     assert lab.clusters[0].acks()["n1"].epoch == epoch
     assert not lab.is_open("n1")
+    assert not lab.has_permit("n1"), "not judged yet, and without a permit besides"
     lab.resume_etcd(paused)
     wait_until(lambda: lab.is_open("n1"), within_s=20, what="the gate to open")
 
