@@ -28,6 +28,8 @@ ACCEPTED_MARGIN: Final = 1.05
 """An accepted figure that has grown by more than this factor freezes again."""
 FINDINGS_REPORTED: Final = 20
 """Findings in a report, the most severe first; the log has all of them."""
+REASON_REPORTED: Final = 500
+"""Characters of a reason in a report; a store takes no value of any length."""
 JUDGEMENT_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0)
 
 _MODES: Mapping[str, Mode] = {"reduce_only": Mode.REDUCE_ONLY, "freeze": Mode.FROZEN}
@@ -81,8 +83,6 @@ class NodeMonitor:
         )
         self._acting = threading.Lock()
         self._standing: dict[str, Judged] = {}
-        self._late: dict[str, Judged] = {}
-        self._released: set[str] = set()
         self._rules_released: set[str] = set()
         self._accepted: dict[str, tuple[int, float]] = {}
         self._found = Counter(
@@ -117,17 +117,16 @@ class NodeMonitor:
         judged = self._judgement.judge(self._snapshot(exposure, routers))
         self._seconds.observe((self._clock() - began_ns) / 1e9)
         with self._acting:
-            self._late = {}
             self._act(judged)
 
     def watch(self) -> None:
-        """Act on a rule that does not answer; called regularly on another thread than the one that judges."""
+        """Act on a rule that does not answer; called regularly on another thread than the one that judges.
+
+        It acts each time, as a judgement would: while a rule hangs, a release alone must not open the node.
+        """
         late = self._judgement.overdue()
-        if late is None:
-            return
-        with self._acting:
-            if late.source not in self._late:
-                self._late[late.source] = late
+        if late is not None:
+            with self._acting:
                 self._act([*self._standing.values(), late])
 
     def released(self, sources: Iterable[str]) -> None:
@@ -135,8 +134,11 @@ class NodeMonitor:
         with self._acting:
             for source in sources:
                 self._rules_released.add(source.partition(":")[0])
-                if source in self._standing:  # one that is gone already is new when it comes back
-                    self._released.add(source)
+                standing = self._standing.get(source)  # one that is gone already is new when it comes back
+                if standing is None or standing.finding.value is None:
+                    continue
+                self._accepted[source] = (_rank(standing), standing.finding.value)
+                log.warning("finding_accepted", source=source, value=standing.finding.value)
 
     def findings(self) -> tuple[Judged, ...]:
         """Return what holds now, the most severe first."""
@@ -169,9 +171,8 @@ class NodeMonitor:
             now = self._standing.get(source)
             if gone.finding.level == "pause" and (now is None or now.finding.level != "pause"):
                 self._actions.resume(source)
-        for source in [name for name in (*self._accepted, *self._released) if name not in self._standing]:
-            self._accepted.pop(source, None)
-            self._released.discard(source)
+        for source in [name for name in self._accepted if name not in self._standing]:
+            del self._accepted[source]
 
     def _follow(self, source: str, finding: NodeFinding) -> None:
         if finding.level == "pause":
@@ -179,11 +180,6 @@ class NodeMonitor:
         mode = _MODES.get(finding.level)
         if mode is None:
             return
-        if source in self._released:
-            self._released.discard(source)
-            if finding.value is not None:
-                self._accepted[source] = (LEVEL_RANK[finding.level], finding.value)
-                log.warning("finding_accepted", source=source, value=finding.value, reason=finding.reason)
         accepted = self._accepted.get(source)
         if accepted is not None and not _is_worse(finding, *accepted):
             return
@@ -247,5 +243,5 @@ def _told(judged: Judged) -> dict[str, Any]:
         "symbol": finding.symbol,
         "value": finding.value,
         "limit": finding.limit,
-        "reason": finding.reason,
+        "reason": finding.reason[:REASON_REPORTED],
     }

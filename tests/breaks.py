@@ -332,6 +332,11 @@ BREAKS = (
     Break("what was released never freezes again", "agents/node_monitor.py",
           "    return not finding.value <= accepted_value * (ACCEPTED_MARGIN if accepted_value > 0 else 1.0)\n",
           "    return False\n", U_NODE, ("test_what_a_person_released_is_accepted_until_it_gets_worse",)),
+    Break("a release opens a node whose rule still hangs", "agents/node_monitor.py",
+          "                self._act([*self._standing.values(), late])\n",
+          "                if late.source not in self._standing:\n"
+          "                    self._act([*self._standing.values(), late])\n", U_NODE,
+          ("test_unknown_is_frozen_when_a_person_releases_while_a_rule_still_hangs",)),
     Break("a pause is never lifted", "agents/node_monitor.py",
           "                self._actions.resume(source)\n", "                pass\n", f"{U_NODE} {JUDGED}",
           ("test_a_pause_lifts_itself_when_it_is_not_found_any_more",

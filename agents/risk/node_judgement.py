@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -134,6 +134,22 @@ def _checked(name: str, answer: object) -> tuple[NodeFinding, ...]:
     if len(answer) > FINDINGS_MAX:
         raise TypeError(f"it answered {len(answer)} findings; {FINDINGS_MAX} are the most")
     for finding in answer:
-        if not isinstance(finding, NodeFinding) or finding.level not in LEVEL_RANK or not finding.trigger:
+        if not isinstance(finding, NodeFinding) or not _is_sound(finding):
             raise TypeError(f"it answered {finding!r:.200}, which is no finding of {name}")
     return tuple(answer)
+
+
+def _is_sound(finding: NodeFinding) -> bool:
+    """Tell whether every field is of its kind: what follows from a finding must not fail for what it says."""
+    fields: tuple[object, ...] = (
+        *(finding.level, finding.trigger, finding.reason, finding.symbol),
+        *(finding.value, finding.limit, finding.figures),
+    )
+    level, trigger, reason, symbol, value, limit, figures = fields
+    return (
+        level in LEVEL_RANK
+        and all(isinstance(text, str) and text for text in (trigger, reason))
+        and isinstance(symbol, str | None)
+        and all(number is None or isinstance(number, int | float) for number in (value, limit))
+        and isinstance(figures, Mapping)
+    )

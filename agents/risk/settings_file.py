@@ -13,6 +13,8 @@ from pydantic import BaseModel, ValidationError
 from agents.risk.policy_settings import RULE_FAULTS, RiskRules
 
 MAX_FILE_BYTES = 4 * 1024 * 1024
+MAX_PARTS = 200_000
+"""Most names and items in lists of one file, aliases written out."""
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 Where = tuple[str | int, ...]
@@ -106,6 +108,11 @@ def _read_yaml(path: Path) -> tuple[dict[Any, Any], dict[Where, int]]:
         text = raw.decode("utf-8")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         loaded = yaml.safe_load(text)
+        lines: dict[Where, int] = {}
+        twice: list[str] = []
+        if root is not None:
+            # Before anything else walks through it: aliases may make a small file endless.
+            _collect(root, (), lines, twice)
     except OSError as error:
         raise RiskFileError([f"{path}: cannot be read ({error.strerror})"]) from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
@@ -116,16 +123,20 @@ def _read_yaml(path: Path) -> tuple[dict[Any, Any], dict[Where, int]]:
         return {}, {}
     if not isinstance(loaded, dict):
         raise RiskFileError([f"{path}: must hold settings by name, not a {type(loaded).__name__}"])
-    lines: dict[Where, int] = {}
-    twice: list[str] = []
-    _collect(root, (), lines, twice)
     if twice:
         raise RiskFileError([f"{path}:{text}" for text in twice])
     return loaded, lines
 
 
 def _collect(node: Any, where: Where, lines: dict[Where, int], twice: list[str]) -> None:
-    """Note the line of every name, and the names that are given twice, which YAML would silently take the last of."""
+    """Note the line of every name, and the names that are given twice, which YAML would silently take the last of.
+
+    Raises:
+        ValueError: there are more parts than :data:`MAX_PARTS`.
+        RecursionError: it is too deep, or holds itself.
+    """
+    if len(lines) > MAX_PARTS:
+        raise ValueError(f"it has more than {MAX_PARTS} parts")
     if node.id == "mapping":
         for key, value in node.value:
             inner = (*where, str(key.value))

@@ -192,6 +192,20 @@ def test_an_accepted_reduce_only_does_not_accept_a_freeze() -> None:
     assert rig.judge(finding("freeze", 100.0)) == [("freeze", "FROZEN", "freeze 100.0")]
 
 
+def test_releasing_a_reduce_only_accepts_no_freeze_that_comes_in_the_same_moment() -> None:
+    rig = Rig()
+    rig.judge(finding("reduce_only", 100.0))
+    rig.release()
+    assert rig.judge(finding("freeze", 100.0)) == [("freeze", "FROZEN", "freeze 100.0")]
+
+
+def test_what_is_accepted_is_the_figure_at_the_release_and_not_a_worse_one_after_it() -> None:
+    rig = Rig()
+    rig.judge(finding("freeze", 100.0))
+    rig.release()
+    assert rig.judge(finding("freeze", 200.0)) == [("freeze", "FROZEN", "freeze 200.0")]
+
+
 def test_what_has_no_figure_cannot_be_accepted() -> None:
     rig = Rig()
     rig.judge(finding("freeze", None))
@@ -203,6 +217,11 @@ BAD_ANSWERS: list[object] = [
     None, 7, "freeze", [None], ["x"],
     [finding("explode")],  # type: ignore[arg-type]
     [finding("freeze", trigger="")],
+    [finding("freeze", trigger=5)],
+    [finding("freeze", reason=None)],
+    [finding("freeze", symbol=7)],
+    [finding("freeze", "much")],  # type: ignore[arg-type]
+    [finding("freeze", figures=None)],
 ]  # fmt: skip
 
 
@@ -289,13 +308,52 @@ def test_a_rule_that_never_answers_is_found_by_whoever_watches() -> None:
     assert [judged.finding.trigger for judged in monitor.findings()] == ["monitor_late"]
 
 
+def test_unknown_is_frozen_when_a_person_releases_while_a_rule_still_hangs() -> None:
+    """No judgement comes to find it again, so whoever watches must freeze again."""
+    actions, clock = Actions(), Clock()
+    asked, answer = threading.Event(), threading.Event()
+
+    class Hanging:
+        name = "hanging"
+
+        def judge(self, _: NodeSnapshot) -> Sequence[NodeFinding]:
+            asked.set()
+            assert answer.wait(30)
+            return []
+
+    settings = JudgementSettings(budget_ms=100, on_late="freeze")
+    monitor = NodeMonitor(
+        [Hanging()], node="n1", settings=settings, actions=actions, clock=clock, registry=CollectorRegistry()
+    )
+    judging = threading.Thread(target=lambda: monitor.observe(EXPOSURE, SEEN))
+    judging.start()
+    try:
+        assert asked.wait(30)
+        clock.now_ns += 101_000_000
+        monitor.watch()
+        assert [done[:2] for done in actions.log] == [("freeze", "FROZEN")]
+        actions.in_force.clear()
+        monitor.released(["hanging:monitor_late:None"])
+        monitor.watch()
+        assert [done[:2] for done in actions.log] == [("freeze", "FROZEN")] * 2
+    finally:
+        answer.set()
+        judging.join(30)
+
+
 def test_a_rule_that_cannot_take_a_release_judges_on() -> None:
     rig = Rig()
     rig.rule.released = lambda: 1 / 0  # type: ignore[method-assign,assignment,return-value]
     rig.judge(finding("freeze", 1.0))
     rig.release()
-    assert rig.judge(finding("freeze", 2.0)) == []
+    assert rig.judge(finding("freeze", 1.0)) == []
     assert rig.judge(finding("freeze", 3.0)) == [("freeze", "FROZEN", "freeze 3.0")]
+
+
+def test_a_reason_of_any_length_fits_a_report() -> None:
+    rig = Rig()
+    rig.judge(finding("warning", reason="x" * 10**6))
+    assert len(rig.monitor.summary()["findings"][0]["reason"]) == 500
 
 
 def test_the_summary_is_json_and_holds_the_most_severe_first() -> None:

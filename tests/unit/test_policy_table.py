@@ -292,6 +292,11 @@ FAULTS = [
     ("derisk:\n  hard_step_ratio: 0.1\n  hard_step_ratio: 0.9\n", "regimes.yaml:3: derisk.hard_step_ratio: is given"),
     ("- a\n", "regimes.yaml: must hold settings by name, not a list"),
     ("a: [\n", "regimes.yaml: is not YAML"),
+    ("a: &a [*a]\n", "regimes.yaml: is not YAML (maximum recursion depth"),
+    ("a: &a {b: *a}\n", "regimes.yaml: is not YAML (maximum recursion depth"),
+    ("".join(f"{c}: &{c} [{', '.join([f'*{b}'] * 9)}]\n" if b else f"{c}: &{c} [1]\n"
+             for b, c in zip(["", *"abcdefghijk"], "abcdefghijkl", strict=True)),
+     "regimes.yaml: is not YAML (it has more than 200000 parts)"),
     ("\xff", "regimes.yaml:"),
 ]  # fmt: skip
 
