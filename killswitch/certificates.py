@@ -32,6 +32,17 @@ SIGHTS_MAX = 64
 """First sights kept for each node; the oldest go first."""
 
 
+class NodesUnreadable(StoreUnavailable):
+    """A freeze is in force, but its nodes could not be read: nobody knows who must be proven stopped."""
+
+    def __init__(self, addresses: Sequence[str], why: str) -> None:
+        super().__init__(
+            f"the freeze is in force, but the nodes that must be proven stopped could not be read from"
+            f" {', '.join(addresses)}: {why}. A gate that does not reach the store closes by its permit; look at"
+            f" `killswitch nodes` when the store answers"
+        )
+
+
 def is_settled(certificate: Certificate) -> bool:
     """Tell whether waiting longer can hardly prove more: each node is flat, or stopped by its expired permit."""
     return certificate.stopped and all(line.flat or line.state is Proof.PERMIT_EXPIRED for line in certificate.nodes)
@@ -53,6 +64,7 @@ class CertificateCollector:
         self._nodes_read_ns = 0
         self._flag: Flag | None = None
         self._acks_due = threading.Event()
+        self._failures: dict[str, str] = {}
         self._watch = cluster.store.watch(cluster.keys.under("acks"), self._on_change, self._on_gap)
 
     def __enter__(self) -> Self:
@@ -67,6 +79,11 @@ class CertificateCollector:
     def address(self) -> str:
         """The store that the acks come from."""
         return self._cluster.store.address
+
+    @property
+    def failure(self) -> str:
+        """Why the nodes could not be read at the last try; empty when they were."""
+        return self._failures.get("certificate_nodes_unreadable", "")
 
     def is_past(self, deadline_ns: int) -> bool:
         """Tell whether a deadline on the cluster's clock has passed."""
@@ -122,7 +139,7 @@ class CertificateCollector:
         """Wait until the certificate is as wanted, or the time is up; return the last one either way.
 
         Raises:
-            StoreUnavailable: the list of nodes could not be read even once, so nothing can be certified.
+            NodesUnreadable: the list of nodes could not be read even once, so nothing can be certified.
         """
         deadline_ns = committed.returned_ns + timeout_ms * NANOSECONDS_PER_MS
         while True:
@@ -134,9 +151,7 @@ class CertificateCollector:
                     return certificate
             if self._cluster.clock() >= deadline_ns:
                 if certificate is None:
-                    now = self._cluster.clock()
-                    self._nodes, self._nodes_read_ns = self._cluster.membership().known(), now
-                    continue
+                    raise NodesUnreadable([self.address], self.failure)
                 return certificate
             with self._changed:
                 self._changed.wait(RECHECK_MS / 1000)
@@ -158,11 +173,20 @@ class CertificateCollector:
             self._flag = self._cluster.read_flag().flag
         except (NotInitialised, UnreadableRecord) as error:
             # No gate opens without a flag that can be read: nothing was released.
-            log.warning("certificate_flag_unreadable", error=str(error))
+            self._failed("certificate_flag_unreadable", error)
         except StoreError as error:
-            log.warning("certificate_nodes_unreadable", error=str(error))
+            self._failed("certificate_nodes_unreadable", error)
             return
+        else:
+            self._failures.pop("certificate_flag_unreadable", None)
+        self._failures.pop("certificate_nodes_unreadable", None)
         self._nodes, self._nodes_read_ns = nodes, now
+
+    def _failed(self, event: str, error: Exception) -> None:
+        """Say a failure once until it is over: whoever waits asks many times a second, and has to read what matters."""
+        if event not in self._failures:
+            log.warning(event, error=str(error))
+        self._failures[event] = str(error)
 
     def _on_change(self, entry: Entry) -> None:
         self._take(entry, self._cluster.clock())
@@ -180,8 +204,9 @@ class CertificateCollector:
             entries = self._cluster.store.scan(self._cluster.keys.under("acks"))
         except StoreError as error:
             self._acks_due.set()
-            log.warning("certificate_acks_unreadable", error=str(error))
+            self._failed("certificate_acks_unreadable", error)
             return
+        self._failures.pop("certificate_acks_unreadable", None)
         for entry in entries:
             self._take(entry, self._cluster.clock())
 
@@ -216,7 +241,7 @@ def wait_in_all_stores(
         on_progress: told what is proven, again and again.
 
     Raises:
-        StoreUnavailable: a store's list of nodes could not be read even once, so nobody knows who must be proven.
+        NodesUnreadable: a store's list of nodes could not be read even once, so nobody knows who must be proven.
     """
     if len(parts) == 1:
         collector, committed, freeze_ids = parts[0]
@@ -233,8 +258,6 @@ def wait_in_all_stores(
             if is_settled(certificate) or first.is_past(deadline_ns):
                 return certificate
         elif first.is_past(deadline_ns):
-            unread = [c.address for (c, _, _), seen in zip(parts, found, strict=True) if seen is None]
-            raise StoreUnavailable(
-                f"the freeze is in force, but who must be proven stopped could not be read from {', '.join(unread)}"
-            )
+            unread = [c for (c, _, _), seen in zip(parts, found, strict=True) if seen is None]
+            raise NodesUnreadable([c.address for c in unread], "; ".join(c.failure for c in unread))
         first.pause(RECHECK_MS / 1000)

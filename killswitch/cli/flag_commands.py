@@ -72,7 +72,11 @@ def freeze(
     Exits 0 only when every gate is proven closed (stopped) and every working order proven cancelled (flat); 3 when the
     freeze is in force but that is not proven in time. Each --scope is a freeze of its own.
     """
-    from killswitch.certificates import CertificateCollector, wait_in_all_stores  # noqa: PLC0415 - loads a client
+    from killswitch.certificates import (  # noqa: PLC0415 - loads a client
+        CertificateCollector,
+        NodesUnreadable,
+        wait_in_all_stores,
+    )
     from killswitch.core.permit import expiry_bound_ms  # noqa: PLC0415 - as above
 
     wanted = _wanted_freezes(reason, scopes or ("global",), mode, trigger)
@@ -90,7 +94,11 @@ def freeze(
                 (collectors[number], done, frozenset(done.flag.standing_for(cause.id) for cause in wanted))
                 for number, done in commits[-1].items()
             ]
-            certificate = wait_in_all_stores(parts, timeout_ms=timeout_ms, on_progress=_progress())
+            try:
+                certificate = wait_in_all_stores(parts, timeout_ms=timeout_ms, on_progress=_progress())
+            except NodesUnreadable as error:
+                # In force and not proven is exit 3, whatever the store does: 4 would say that nobody may have heard it.
+                talk(str(error))
         _emit_freeze(context, stores, wanted, commits, certificate)
     if certificate is None or not (certificate.stopped and certificate.flat):
         sys.exit(EXIT_NOT_CONFIRMED)

@@ -33,7 +33,7 @@ def test_the_newest_value_arrives_and_versions_are_in_order(
         store.commit({}, {f"{at}{number % 7}": b"%d" % number})
     final = store.scan(at)
     for entry in final:
-        assert entry == observer.wait_for(entry.key, entry.value)
+        observer.wait_for_entry(entry)
     versions = [entry.version for entry in observer.changes]
     assert versions == sorted(versions)
     assert len(observer.threads) == 1
@@ -53,7 +53,7 @@ def test_a_slow_watcher_still_gets_the_newest_values_in_order(store: Store, at: 
         store.commit({}, {f"{at}{number % 3 % 2}": b"%d" % number})
     admitted.set()
     for entry in store.scan(at):
-        assert observer.wait_for(entry.key, entry.value) == entry
+        observer.wait_for_entry(entry)
     versions = [entry.version for entry in observer.changes]
     assert versions == sorted(versions)
 

@@ -314,7 +314,7 @@ def test_a_watch_keeps_order_and_misses_nothing_in_a_deep_tree(
                 writing.result()
         final = {entry.key: entry for entry in one.scan(at)}
         for entry in final.values():
-            assert observer.wait_for(entry.key, entry.value) == entry
+            observer.wait_for_entry(entry)
         told = {entry.key: observer.newest(entry.key) for entry in observer.changes}
         assert {key for key, entry in told.items() if entry is not None and entry.value is not None} == set(final)
         versions = [entry.version for entry in observer.changes]

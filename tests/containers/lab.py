@@ -198,6 +198,7 @@ class Lab:
     def freeze(self, reason: str, *more: str, expect: int | None = 0) -> Frozen:
         """Freeze by the command, and wait for the certificate."""
         ran = self.killswitch("-o", "json", "freeze", "--reason", reason, *more, expect=expect)
+        assert ran.out, f"killswitch freeze printed no document: exit {ran.code}\n{ran.err}"
         document = json.loads(ran.out)
         certificate = document["certificate"] or {"elapsed_ms": document["committed_ms"]}
         since_commit_ms = certificate["elapsed_ms"] - document["committed_ms"]

@@ -252,6 +252,36 @@ def test_freeze_that_is_not_waited_for_long_enough_is_unproven(run: Run, cluster
     assert "NOT PROVEN STOPPED" in run("freeze", "--reason", "r", "--timeout", "0.1").stdout
 
 
+@pytest.mark.parametrize("number_of_stores", [1, 2])
+def test_freeze_whose_store_is_gone_before_its_nodes_were_read_exits_3(
+    run: Run, monkeypatch: pytest.MonkeyPatch, number_of_stores: int
+) -> None:
+    """PROOF, NOT HOPE: what was taken is in force: 3 with the document, never 4, which says that it may not be."""
+    opened: list[FaultyStore] = []
+
+    def open_and_cut_after_the_freeze(*_args: Any, **_named: Any) -> FaultyStore:
+        store = FaultyStore(MemoryStore(uuid.uuid4().hex))
+        Cluster(store, "c").initialise(actor="a", reason="r")
+        real = store.commit
+
+        def commit_and_cut(*args: Any, **named: Any) -> int:
+            version = real(*args, **named)
+            store.cut()
+            return version
+
+        store.commit = commit_and_cut  # type: ignore[method-assign]
+        opened.append(store)
+        return store
+
+    monkeypatch.setattr(stores, "open_store", open_and_cut_after_the_freeze)
+    more = ("--store", "memory://second") * (number_of_stores - 1)
+    result = run(*more, "-o", "json", "freeze", "--reason", "r", "--timeout", "0.3")
+    assert len(opened) == number_of_stores
+    body = told(result, "freeze", exit_code=3)
+    assert (body["certificate"], body["epoch"], body["freeze"]["reason"]) == (None, 2, "r")
+    assert "the freeze is in force, but the nodes that must be proven stopped could not be read" in result.stderr
+
+
 def test_freeze_without_waiting_exits_3(run: Run, cluster: Cluster) -> None:
     """PROOF, NOT HOPE: --no-wait has written the freeze and proven nothing."""
     body = told(run("-o", "json", "freeze", "--reason", "r", "--no-wait"), "freeze", exit_code=3)

@@ -12,8 +12,15 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
-from killswitch.certificates import MEMBERSHIP_EVERY_MS, SIGHTS_MAX, CertificateCollector, is_settled
+from killswitch.certificates import (
+    MEMBERSHIP_EVERY_MS,
+    SIGHTS_MAX,
+    CertificateCollector,
+    NodesUnreadable,
+    is_settled,
+)
 from killswitch.clock import now_ns
 from killswitch.cluster import (
     AlreadyInitialised,
@@ -879,8 +886,28 @@ def test_without_a_list_of_nodes_there_is_no_certificate(
         store.cut()
         assert collector.current(committed, F1) is None
         clock.time_ns += 10_000 * MS
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(NodesUnreadable, match=r"the freeze is in force, but the nodes .* could not be read from"):
             collector.wait(committed, F1, timeout_ms=TIMEOUT_MS)
+
+
+def test_a_store_that_is_gone_is_told_of_once_and_not_at_every_look(
+    cluster: Cluster, store: FaultyStore, clock: HandClock
+) -> None:
+    """PROOF, NOT HOPE: whoever waits for the proof can read what is missing; a second outage is told of again."""
+    register(cluster, "n1")
+    with CertificateCollector(cluster) as collector, capture_logs() as logged:
+        committed = freeze_now(cluster)
+        for outage in (1, 2):
+            store.cut()
+            failed = store.failed_calls
+            for _ in range(20):
+                clock.time_ns += MEMBERSHIP_EVERY_MS * MS
+                collector.current(committed, F1)
+            assert store.failed_calls >= failed + 20
+            assert [line["event"] for line in logged].count("certificate_nodes_unreadable") == outage
+            store.heal()
+            clock.time_ns += MEMBERSHIP_EVERY_MS * MS
+            assert collector.current(committed, F1) is not None
 
 
 def test_a_silent_node_is_proven_stopped_when_its_permit_has_run_out(cluster: Cluster, clock: HandClock) -> None:

@@ -59,3 +59,10 @@ class Observer:
         entry = wait_until(arrived, within_s=within_s, what=f"the watch saying that {key} is {value!r}")
         assert entry is not None
         return entry
+
+    def wait_for_entry(self, entry: Entry, *, within_s: float = 20.0) -> None:
+        """Wait until the newest that was said about a key is this very entry: a value may come twice, a version not."""
+        try:
+            wait_until(lambda: self.newest(entry.key) == entry, within_s=within_s, what=f"the watch saying {entry}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}; the newest of the key is {self.newest(entry.key)}") from None
