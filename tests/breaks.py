@@ -358,6 +358,9 @@ BREAKS = (
     Break("what tightens waits like what loosens", "agents/risk/live_limits.py",
           "return self._take(tighter) if tighter.changes else None", "return None", U_LIVE,
           ("test_of_a_change_both_ways_what_tightens_holds_at_the_first_look_and_the_rest_at_the_second",)),
+    Break("a loosening that cannot be written down holds up what tightens", "agents/risk/live_limits.py",
+          "            return self._tighten(reading, taken)\n", "            return taken\n", U_LIVE,
+          ("test_what_tightens_holds_though_what_loosens_beside_it_cannot_be_written_down",)),
     # -- NOTHING IS LOST
     Break("a loosening holds though it could not be written down", "agents/risk/live_limits.py",
           "cannot_hold = self._put_in_force(change) if unwritten is None else None", "cannot_hold = self._put_in_force(change)",

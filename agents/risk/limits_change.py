@@ -235,7 +235,10 @@ def _tighter_parts(current: ModelT, values: Mapping[Any, Any]) -> ModelT:
     Settings that must fit each other may need one another, so what did not fit is tried again as long as anything did.
     """
     wanted: dict[Place, list[Any]] = {}
+    in_force = dict(_leaves(current.model_dump()))
     for place, value in _leaves(values):
+        if place in in_force and in_force[place] == value:
+            continue  # each of the others costs a validation of all settings
         wanted.setdefault(_ALIASES.get(place, place), []).append(value)
     waiting = [(place, value) for place, several in wanted.items() for value in several if _is_known(place)]
     progress = True

@@ -6,6 +6,8 @@ not come (a mounted ConfigMap, whose files are exchanged behind a link; network 
 * What tightens holds at the first look that sees it.
 * What loosens holds when the file is sound as a whole, was the same at two looks in a row (so that no half-written
   file is believed), and is written down.
+* What loosens never holds up what tightens: where the whole cannot be written down or made to hold, what tightens of it
+  holds alone. What could not be written down is tried again at every look.
 * A file that is gone or cannot be used changes nothing.
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 import os
 import pwd
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,16 +28,19 @@ from pydantic import BaseModel
 from agents.risk.limits_audit import AuditUnwritable, LimitsAudit
 from agents.risk.limits_change import LimitsChange, decide_change
 from agents.risk.local_freeze import say
-from agents.risk.settings_file import read_settings
+from agents.risk.settings_file import SettingsReading, read_settings
 from killswitch.clock import WallClock, wall_now
 
 LOOK_EVERY_MS: Final = 1_000
 """How often :meth:`LiveLimits.follow` looks."""
+MAX_OWED: Final = 1_000
+"""Entries that are kept until the audit file can be written again; the log has all of them."""
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 _counters: dict[CollectorRegistry, Counter] = {}
 _counters_lock = threading.Lock()
 _Stamp = tuple[int, int, int, int]
+_NOTHING_YET: Final[_Stamp] = (-1, -1, -1, -1)
 
 
 class LiveLimits(Generic[ModelT]):
@@ -74,8 +80,10 @@ class LiveLimits(Generic[ModelT]):
         self._looking = threading.Lock()
         self._asked = threading.Event()
         self._due = False
-        self._settled: _Stamp | None = None
+        self._settled: _Stamp | None = _NOTHING_YET
         self._seen: _Stamp | None = None
+        self._owed: deque[Mapping[str, Any]] = deque(maxlen=MAX_OWED)
+        self._unwritten: str | None = None
         self._counter = changes_counter(registry)
         for outcome in ("applied", "tightened", "refused"):
             self._counter.labels(file=path.name, outcome=outcome)  # there from the start, at 0
@@ -124,6 +132,7 @@ class LiveLimits(Generic[ModelT]):
             What became of it; ``None`` when the file is as it was, or only loosens and has to be seen a second time.
         """
         with self._looking:
+            self._pay_what_is_owed()
             stamp = self._stamp()
             seen, self._seen = self._seen, stamp
             if stamp == self._settled and not asked:
@@ -136,26 +145,40 @@ class LiveLimits(Generic[ModelT]):
                 # What tightens holds now; the whole has to be seen a second time.
                 tighter = decide_change(self.limits, replace(reading, settings=None))
                 return self._take(tighter) if tighter.changes else None
-            self._settled = stamp
-            return self._take(change)
+            taken = self._take(change)
+            if not change.loosens or taken.outcome != "refused":
+                self._settled = stamp
+                return taken
+            # What could not be written down may be so a moment later; what cannot hold will not, until the file is
+            # another or somebody asks.
+            self._settled = stamp if self._unwritten is None else _NOTHING_YET
+            return self._tighten(reading, taken)
+
+    def _tighten(self, reading: SettingsReading[ModelT], refused: LimitsChange[ModelT]) -> LimitsChange[ModelT]:
+        """Of a file that cannot be taken as a whole, have what tightens hold: it must not wait for what loosens."""
+        # As the settings are, not as they are written: a line that was taken out may tighten too.
+        values = reading.values if reading.settings is None else reading.settings.model_dump()
+        tighter = decide_change(self.limits, replace(reading, settings=None, values=values, faults=refused.faults))
+        return self._take(tighter) if tighter.changes else refused
 
     def _take(self, change: LimitsChange[ModelT]) -> LimitsChange[ModelT]:
         if change.outcome == "unchanged" or (change.outcome == "refused" and change.faults == self.faults):
             self.faults = change.faults
             return change
-        faults = change.faults
         # Before a loosening holds it must be on the disk; a tightening holds first.
-        unwritten = self._write_down(change.outcome, change, faults) if change.loosens else None
+        unwritten = self._write_down(change) if change.loosens else None
         cannot_hold = self._put_in_force(change) if unwritten is None else None
-        if cannot_hold is not None:
-            change = replace(change, limits=self.limits, outcome="refused", changes=())
-            faults = (*faults, cannot_hold)
-        if not change.loosens:
-            unwritten = self._write_down(change.outcome, change, faults)
-        if unwritten is not None:
-            faults = (*faults, unwritten)
-        self.faults = faults
-        self._tell(change, faults)
+        why = unwritten if cannot_hold is None else cannot_hold
+        if why is not None:
+            change = replace(
+                change, limits=self.limits, outcome="refused", changes=(), faults=_with_fault(change.faults, why)
+            )
+        if unwritten is None and not change.loosens:
+            unwritten = self._write_down(change)
+        self._unwritten = unwritten
+        before, self.faults = self.faults, _with_fault(change.faults, unwritten)
+        if change.changes or self.faults != before:
+            self._tell(change)
         return change
 
     def _put_in_force(self, change: LimitsChange[ModelT]) -> str | None:
@@ -169,31 +192,52 @@ class LiveLimits(Generic[ModelT]):
         self.limits = change.limits
         return None
 
-    def _write_down(self, outcome: str, change: LimitsChange[ModelT], faults: tuple[str, ...]) -> str | None:
-        """Put the change on the disk; a sentence when it is not there."""
+    def _write_down(self, change: LimitsChange[ModelT]) -> str | None:
+        """Put the change on the disk; a sentence when it is not there. What holds by then is owed to the file."""
         if self._audit is None:
             return None
+        entry = {
+            "at": self._wall_clock(),
+            "by": _owner(self.path),
+            "file": str(self.path),
+            "outcome": change.outcome,
+            "changes": [one.to_json() for one in change.changes],
+            "faults": list(change.faults),
+        }
         try:
-            self._audit.append(
-                {
-                    "at": self._wall_clock(),
-                    "by": _owner(self.path),
-                    "file": str(self.path),
-                    "outcome": outcome,
-                    "changes": [one.to_json() for one in change.changes],
-                    "faults": list(faults),
-                }
-            )
+            self._pay(self._audit)
+            self._audit.append(entry)
         except AuditUnwritable as error:
+            if not change.loosens:
+                self._owed.append(entry)
             return f"the change could not be written down, and nothing loosens that is not: {error}"
         return None
 
-    def _tell(self, change: LimitsChange[ModelT], faults: tuple[str, ...]) -> None:
-        outcome = "refused" if faults and self.limits is not change.limits else change.outcome
-        self._counter.labels(file=self.path.name, outcome=outcome).inc()
+    def _pay(self, audit: LimitsAudit) -> None:
+        """Write down what holds already and could not be written down before; the oldest first.
+
+        Raises:
+            AuditUnwritable: it still cannot be.
+        """
+        while self._owed:
+            audit.append(self._owed[0])
+            self._owed.popleft()
+
+    def _pay_what_is_owed(self) -> None:
+        if self._audit is None or not self._owed:
+            return
+        try:
+            self._pay(self._audit)
+        except AuditUnwritable:
+            return  # said already
+        self.faults = tuple(fault for fault in self.faults if fault != self._unwritten)
+        say("warning", "limits audit written again", file=str(self.path), audit=str(self._audit.path))
+
+    def _tell(self, change: LimitsChange[ModelT]) -> None:
+        self._counter.labels(file=self.path.name, outcome=change.outcome).inc()
         changes: list[Mapping[str, Any]] = [one.to_json() for one in change.changes]
-        level = "error" if faults else "warning"
-        say(level, "limits file changed", file=str(self.path), outcome=outcome, changes=changes, faults=list(faults))
+        level, faults = "error" if self.faults else "warning", list(self.faults)
+        say(level, "limits file changed", file=str(self.path), outcome=change.outcome, changes=changes, faults=faults)
 
     def _stamp(self) -> _Stamp | None:
         """What tells one content of the file from another, through links; ``None`` when there is no file."""
@@ -202,6 +246,10 @@ class LiveLimits(Generic[ModelT]):
         except OSError:
             return None
         return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _with_fault(faults: tuple[str, ...], fault: str | None) -> tuple[str, ...]:
+    return faults if fault is None or fault in faults else (*faults, fault)
 
 
 def changes_counter(registry: CollectorRegistry | None) -> Counter:

@@ -25,6 +25,7 @@ class Rig:
         self.write(values)
         self.applied: list[RiskLimitsFile] = []
         self.refuse: str | None = None
+        self.refuse_above = 1.0
         self.registry = CollectorRegistry()
         self.live = LiveLimits(
             self.path,
@@ -39,6 +40,8 @@ class Rig:
     def _apply(self, limits: RiskLimitsFile) -> None:
         if self.refuse is not None:
             raise ValueError(self.refuse)
+        if limits.max_daily_drawdown > self.refuse_above:
+            raise ValueError("drawdown: not here")
         self.applied.append(limits)
 
     def write(self, values: Any) -> None:
@@ -172,6 +175,76 @@ def test_nothing_loosens_that_cannot_be_written_down_and_what_tightens_holds_all
     rig.live.look()
     assert rig.live.limits.max_daily_drawdown == 0.015
     assert "could not be written down" in rig.live.faults[-1]
+
+
+BOTH_WAYS = {"max_daily_drawdown": 0.03, "orders": {"max_total_notional_usd": 100.0}}
+
+
+def both(rig: Rig) -> tuple[float, float | None]:
+    return rig.live.limits.max_daily_drawdown, rig.live.limits.orders.max_total_notional_usd
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_what_tightens_holds_though_what_loosens_beside_it_cannot_be_written_down(asked: bool, tmp_path: Path) -> None:
+    rig = Rig(tmp_path, orders={"max_total_notional_usd": 1_000.0})
+    rig.audit_path.rename(tmp_path / "away")
+    rig.audit_path.mkdir()
+    rig.write(BOTH_WAYS)
+    for _ in range(3):  # the later looks find the same and say nothing more
+        rig.live.look(asked=asked)
+        assert both(rig) == (0.02, 100.0)
+        assert rig.applied[-1].orders.max_total_notional_usd == 100.0
+        assert [fault for fault in rig.live.faults if "could not be written down" in fault] == list(rig.live.faults)
+    assert (rig.counted("tightened"), rig.counted("applied")) == (1.0, 0.0)
+
+    rig.audit_path.rmdir()
+    (tmp_path / "away").rename(rig.audit_path)
+    change = rig.live.look()  # nobody has touched the file meanwhile
+    assert change is not None
+    assert (change.outcome, both(rig), rig.live.faults) == ("applied", (0.03, 100.0), ())
+    told = [(one["setting"], one["before"], one["after"]) for entry in rig.entries() for one in entry.get("changes", [])]
+    assert told == [("orders.max_total_notional_usd", 1_000.0, 100.0), ("max_daily_drawdown", 0.02, 0.03)]
+    assert rig.live.look() is None
+
+
+def test_what_tightens_holds_though_what_loosens_beside_it_cannot_hold_in_this_process(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, orders={"max_total_notional_usd": 1_000.0})
+    rig.refuse_above = 0.02
+    rig.write(BOTH_WAYS)
+    rig.live.look(asked=True)
+    assert both(rig) == (0.02, 100.0)
+    assert rig.live.faults == ("drawdown: not here",)
+    entries = len(rig.entries())
+    for _ in range(3):
+        assert rig.live.look() is None
+    assert len(rig.entries()) == entries, "what cannot hold is not written down at every look"
+
+
+def test_a_line_that_is_taken_out_tightens_beside_a_loosening_that_cannot_be_written_down(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, max_daily_drawdown=0.05, max_account_leverage=4.0)
+    rig.audit_path.unlink()
+    rig.audit_path.mkdir()
+    rig.write({"max_account_leverage": 4.5})
+    for _ in range(2):
+        rig.live.look()
+    assert (rig.live.limits.max_daily_drawdown, rig.live.limits.max_account_leverage) == (0.02, 4.0)
+
+
+def test_nothing_is_lost_of_a_tightening_that_held_before_it_could_be_written_down(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.audit_path.rename(tmp_path / "away")
+    rig.audit_path.mkdir()
+    rig.text("max_daily_drawdown: 0.015\nmax_leverage: 1\n")
+    for _ in range(3):
+        rig.live.look()
+    assert rig.live.limits.max_daily_drawdown == 0.015
+    assert len(rig.live.faults) == 2
+    rig.audit_path.rmdir()
+    (tmp_path / "away").rename(rig.audit_path)
+    rig.live.look()
+    assert [(entry["outcome"], len(entry.get("changes", []))) for entry in rig.entries()] == [("started", 0), ("tightened", 1)]
+    (fault,) = rig.live.faults
+    assert "max_leverage: there is no such setting" in fault
 
 
 def test_limits_that_cannot_hold_in_this_process_are_refused_and_the_record_says_so(tmp_path: Path) -> None:
