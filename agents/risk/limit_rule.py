@@ -28,6 +28,8 @@ class Moment:
 
     Attributes:
         held: the position of the order's symbol, ``None`` when flat.
+        known_price: USD that a unit of the symbol is known to be worth without asking a source of mark prices; ``None``
+            when nothing is known.
         same_side_quantity: units of working orders of that symbol on the order's own side.
         same_side_usd: the same in USD, each order at its own price.
         others_usd: the worst case of all other symbols together, each position at its last fill.
@@ -35,6 +37,7 @@ class Moment:
     """
 
     held: Held | None
+    known_price: float | None
     same_side_quantity: Decimal
     same_side_usd: Decimal
     others_usd: Decimal
@@ -77,7 +80,7 @@ def judge(order: ReadOrder, now: Moment, limits: EffectiveLimits, marks: MarkPri
         MarkFault: a mark price is not usable.
     """
     held = now.held.exact_quantity if now.held else ZERO
-    price = exact(order.price if order.price is not None else _price_of(order.symbol, now.held, marks))
+    price = exact(order.price if order.price is not None else _price_of(order.symbol, now.known_price, marks))
     signed = held if order.sign > 0 else held.copy_negate()  # above 0: the order is on the position's side
     units = EXACT.add(EXACT.add(signed, now.same_side_quantity), order.quantity)
     reduces = stays_within(held, now.same_side_quantity, order.sign, order.quantity)
@@ -108,10 +111,10 @@ def judge(order: ReadOrder, now: Moment, limits: EffectiveLimits, marks: MarkPri
     return Verdict(price, reduces, symbol_usd, total_usd, tuple(refusals))
 
 
-def _price_of(symbol: str, held: Held | None, marks: MarkPriceSource | None) -> float:
+def _price_of(symbol: str, known_price: float | None, marks: MarkPriceSource | None) -> float:
     if marks is not None:
         return mark_price(marks, symbol)
-    return held.price if held else DEFAULT_MARK_PRICE_USD
+    return DEFAULT_MARK_PRICE_USD if known_price is None else known_price
 
 
 def _working(sentence: str, now: Moment) -> str:

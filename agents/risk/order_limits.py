@@ -68,10 +68,12 @@ class OrderLimits(FreezeDoors):
         schedule: LimitSchedule | None,
         on_warning: Callable[[LimitWarning], None] | None,
         max_working_orders: int,
+        price_required: bool,
     ) -> None:
         super().__init__(limits, lock=threading.Lock(), wall_clock=wall_clock, on_freeze=on_freeze, registry=registry)
         self.blocks_total = 0
         self._marks = marks
+        self._price_required = price_required
         self.schedule = schedule
         self._known_schedule = schedule  # also while it is switched off: volatilities go on coming to it
         self._limits_changes = 0
@@ -200,6 +202,43 @@ class OrderLimits(FreezeDoors):
         symbol_pct, total_pct = table.percent(symbol)
         return symbol_usd * symbol_pct / 100.0, total_usd * total_pct / 100.0
 
+    # ---- prices
+
+    def on_mark(self, symbol: str, price: float) -> None:
+        """Value a symbol at this price from now on: what is held of it, what works in it, orders without a price.
+
+        Call it whenever the market moves, from any thread; a price that says nothing new costs little. It freezes
+        nothing and never raises: what is no finite number above 0 (1e-18 to 1e15), or of no symbol, is no knowledge,
+        and the last good price goes on counting. Whether a price is too old is for the health of the prices to say.
+        A monitor with ``get_mark_price`` asks that instead, and takes nothing in here.
+
+        Args:
+            symbol: name of the instrument.
+            price: USD.
+        """
+        worth = finite_number(price)
+        if self._marks is not None or worth is None or not in_range(worth) or not is_name(symbol):
+            return
+        self._take_mark(symbol, worth)
+
+    def _take_mark(self, symbol: str, price: float) -> None:
+        book = self._book
+        with self._lock:
+            held = book.positions.held.get(symbol)
+            if book.marks.get(symbol) == price and (held is None or held.price == price):
+                return
+            warnings = self._look(symbol, self._quick_limits(symbol)) if book.mark(symbol, price) else ()
+        if warnings:
+            self._warn(warnings)
+
+    def knows_price(self, symbol: str) -> bool:
+        """Tell whether anything is known of what a unit of a symbol is worth.
+
+        True with ``get_mark_price``, after a good :meth:`on_mark`, and while the symbol is held, which was bought or
+        sold at a price. The 1.0 USD that stands for an unknown price is not knowledge.
+        """
+        return self._marks is not None or (is_name(symbol) and self._book.known_price(symbol) is not None)
+
     # ---- before an order
 
     def check_before_order(self, symbol: str, side: str, qty: float, price: float | None = None) -> bool:
@@ -299,8 +338,21 @@ class OrderLimits(FreezeDoors):
     def _frozen_refusal(self, symbol: object) -> OrderRefused:
         return refused("frozen", symbol, f"trading is frozen: {self.last_freeze_reason}")
 
+    def _price_missing(self, order: ReadOrder) -> OrderRefused | None:
+        """Refuse an order whose worth nobody can know, where that is asked for."""
+        if order.price is not None or not self._price_required or self.knows_price(order.symbol):
+            return None
+        sentence = (
+            f"{order.symbol}: a market order without a price of the symbol has no known value; "
+            "tell the monitor a mark first, or give the order a limit price"
+        )
+        return refused("price_missing", order.symbol, sentence)
+
     def _judge(self, order: ReadOrder, own: WorkingOrder | None = None) -> Verdict | OrderRefused:
         """Judge an order by what is held and working now. The lock is not held."""
+        missing = self._price_missing(order)
+        if missing is not None:
+            return missing
         while True:
             with self._lock:
                 moment, limits = self._moment(order, own), self.limits_of(order.symbol)
@@ -326,6 +378,7 @@ class OrderLimits(FreezeDoors):
             }
         return Moment(
             held=self._book.positions.held.get(order.symbol),
+            known_price=self._book.known_price(order.symbol),
             same_side_quantity=quantity,
             same_side_usd=usd,
             others_usd=EXACT.subtract(book.exact_total_usd, book.worst_usd(order.symbol)),

@@ -11,7 +11,7 @@ from __future__ import annotations
 from decimal import Decimal
 
 from agents.risk.exact import EXACT, ZERO
-from agents.risk.position_book import Held, PositionBook
+from agents.risk.position_book import MAX_SYMBOLS, Held, PositionBook
 from agents.risk.working_orders import MAX_UNBOOKED, SymbolWork, WorkingOrder, WorkingOrders
 
 MAX_QUICK_EVENTS = 50_000
@@ -24,18 +24,30 @@ class PotentialBook:
     Everything exact wants :meth:`book` first; the floats hold at every moment, to within a rounding.
 
     Attributes:
-        positions: what is held.
+        positions: what is held, each at the price known of it: the newest mark, or a fill since then if it was higher;
+            the last fill where nobody tells marks.
         working: what may still fill.
-        exact_total_usd: sum over symbols of the worst case, each position at its last fill.
+        marks: the newest mark of every symbol that one was told of, in USD.
+        exact_total_usd: sum over symbols of the worst case.
         total_usd: the same as a float.
     """
 
-    __slots__ = ("_ahead", "_extra_usd", "_quick_events", "exact_total_usd", "positions", "total_usd", "working")
+    __slots__ = (
+        "_ahead",
+        "_extra_usd",
+        "_quick_events",
+        "exact_total_usd",
+        "marks",
+        "positions",
+        "total_usd",
+        "working",
+    )
 
     def __init__(self, max_working_orders: int) -> None:
         """Start flat, with nothing working."""
         self.positions = PositionBook()
         self.working = WorkingOrders(max_working_orders)
+        self.marks: dict[str, float] = {}
         self._extra_usd = ZERO
         self._quick_events = 0
         self._ahead = 0.0  # how far the float of the total is ahead of the exact one, which does not know some orders
@@ -97,7 +109,8 @@ class PotentialBook:
             False, and nothing has changed, when the position is more than can be held.
         """
         self.book()
-        if not self.positions.add(symbol, change, price):
+        # A fill far below the market says nothing of what the rest is worth; one above the mark may know it first.
+        if not self.positions.add(symbol, change, max(price, self.marks.get(symbol, 0.0))):
             return False
         if client_order_id is not None:
             order = self.working.fill(client_order_id, change.copy_abs())
@@ -106,6 +119,29 @@ class PotentialBook:
                 self._refresh(order.symbol)
         self._refresh(symbol)
         return True
+
+    def mark(self, symbol: str, price: float) -> bool:
+        """Value a symbol at this price from now on.
+
+        Returns:
+            False when that changes no figure: nothing of the symbol is held or works. One symbol too many has no mark.
+        """
+        if symbol not in self.marks and len(self.marks) >= MAX_SYMBOLS:
+            return False
+        self.marks[symbol] = price
+        held = self.positions.held.get(symbol)
+        if held is None and symbol not in self.working.by_symbol:
+            return False
+        self.book()
+        if held is not None:
+            self.positions.replace(symbol, held.exact_quantity, price)
+        self._refresh(symbol)
+        return True
+
+    def known_price(self, symbol: str) -> float | None:
+        """What a unit is known to be worth in USD: as it is held, else by its mark; ``None`` when it is not known."""
+        held = self.positions.held.get(symbol)
+        return held.price if held is not None else self.marks.get(symbol)
 
     def amend(self, client_order_id: str, quantity: Decimal, price: Decimal) -> None:
         """Count the larger of before and after. The id is known."""

@@ -53,6 +53,9 @@ class Reservations(OrderLimits):
         order = read_order(symbol, side, qty, price)
         if isinstance(order, OrderRefused):
             return order, ()
+        missing = self._price_missing(order)
+        if missing is not None:
+            return missing, ()
         return self._count_judged(
             client_order_id, order, judge(order, self._moment(order, None), self.limits_of(order.symbol), None)
         )
@@ -181,6 +184,13 @@ class Reservations(OrderLimits):
             self._book.book()
             order = self._book.working.orders.get(client_order_id) if is_name(client_order_id) else None
             return None if order is None else (order.symbol, "buy" if order.sign > 0 else "sell", float(order.price))
+
+    def reserved_quantity(self, client_order_id: str) -> float | None:
+        """The whole quantity that a reserved order has, filled parts included; ``None`` when no such order works."""
+        with self._lock:
+            self._book.book()
+            order = self._book.working.orders.get(client_order_id) if is_name(client_order_id) else None
+            return None if order is None else float(order.quantity)
 
     def working_orders(self, symbol: str | None = None) -> int:
         """How many orders are reserved, in one symbol or in all."""

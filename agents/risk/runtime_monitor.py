@@ -70,6 +70,8 @@ class RuntimeRiskMonitor(Reservations):
         schedule: limits by symbol, by time of day and by volatility; they tighten the two above.
         on_warning: told every step of the warning ladder, with no lock held. If it raises, that is logged.
         max_working_orders: most reservations at once.
+        price_required: refuse an order without a price (``price_missing``) while nothing is known of what its symbol is
+            worth (:meth:`knows_price`), instead of counting it at 1.0 USD a unit.
 
     Raises:
         ValueError: a limit is not a finite number, or one of the two notional limits is not positive.
@@ -92,6 +94,7 @@ class RuntimeRiskMonitor(Reservations):
         schedule: LimitSchedule | None = None,
         on_warning: Callable[[LimitWarning], None] | None = None,
         max_working_orders: int = MAX_WORKING_ORDERS,
+        price_required: bool = False,
     ) -> None:
         super().__init__(
             RiskLimits(
@@ -106,6 +109,7 @@ class RuntimeRiskMonitor(Reservations):
             schedule=schedule,
             on_warning=on_warning,
             max_working_orders=max_working_orders,
+            price_required=price_required,
         )
         self._bad_fills: deque[dict[str, Any]] = deque(maxlen=BAD_FILLS_KEPT)
 
@@ -153,7 +157,8 @@ class RuntimeRiskMonitor(Reservations):
     def update_position(self, symbol: str, qty: float, price: float) -> None:
         """Add a signed quantity to the position, as a position tracker says it: above 0 bought, below 0 sold.
 
-        A quantity of 0 only renews the price that the position is valued at. Bad numbers as for :meth:`on_fill`.
+        A quantity of 0 only renews the price that the symbol is valued at, as :meth:`on_mark` does; but bad numbers
+        freeze, as for :meth:`on_fill`.
         """
         quantity = finite_number(qty)
         if quantity is None or not (quantity == 0 or in_range(abs(quantity))):
@@ -167,6 +172,9 @@ class RuntimeRiskMonitor(Reservations):
         paid = finite_number(price)
         if paid is None or not in_range(paid) or not is_name(symbol):
             self._distrust("fill", symbol, side, qty, price)
+            return
+        if qty == 0.0:
+            self._take_mark(symbol, paid)
             return
         change = exact(qty) if sign > 0 else exact(qty).copy_negate()
         with self._lock:
