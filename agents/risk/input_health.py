@@ -6,6 +6,7 @@ known to be healthy refuses the order, or freezes, as the settings name it, and 
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import TYPE_CHECKING
 
@@ -26,11 +27,11 @@ class WatchedPrice:
     """The newest price of one symbol, and the range that its prices have had of late.
 
     Attributes:
-        price: USD; of a quote the middle. The last good one while ``fault`` is set.
+        price: USD; of a quote the middle. The last good one while ``fault`` is set, NaN before the first good one.
         at_ns: when something came last.
         changed_ns: when it last was another price than before.
         fault: what is wrong with the newest one, ``None`` when nothing is.
-        low, high: range of the prices in the running window.
+        low, high: range of the good prices in the running window; NaN before the first.
         past_low, past_high: range in the window before it.
         window_ns: when the running window began.
     """
@@ -38,6 +39,10 @@ class WatchedPrice:
     __slots__ = ("at_ns", "changed_ns", "fault", "high", "low", "past_high", "past_low", "price", "window_ns")
 
     def __init__(self, price: float, now_ns: int) -> None:
+        self.start(price, now_ns)
+
+    def start(self, price: float, now_ns: int) -> None:
+        """Know this price alone, and no range but it."""
         self.price = self.low = self.high = self.past_low = self.past_high = price
         self.at_ns = self.changed_ns = self.window_ns = now_ns
         self.fault: RefusalKind | None = None
@@ -115,13 +120,18 @@ class InputHealth:
             if watched is None:
                 if len(self.prices) >= MAX_WATCHED_SYMBOLS:
                     return  # one symbol too many stays without a price, and so is not traded
-                watched = self.prices[symbol] = WatchedPrice(1.0 if price is None else price, now_ns)
+                watched = WatchedPrice(math.nan, now_ns)
                 watched.fault = fault
-                return
-            if fault is not None or price is None:
+                if fault is None and price is not None:
+                    watched.start(price, now_ns)
+                self.prices[symbol] = watched
+            elif fault is not None or price is None:
                 watched.fault, watched.at_ns = fault, now_ns
-                return
-            self._good(watched, price, now_ns)
+            elif math.isnan(watched.price):
+                # The range begins here: what came before was no price, and nothing may be held against it.
+                watched.start(price, now_ns)
+            else:
+                self._good(watched, price, now_ns)
 
     def _good(self, watched: WatchedPrice, price: float, now_ns: int) -> None:
         if now_ns - watched.window_ns >= self._window_ns:

@@ -299,3 +299,79 @@ def test_no_order_is_looked_at_between_the_look_at_another_and_its_count() -> No
     for thread in threads:
         thread.join(30)
     assert sorted(str(refusal and refusal.kind) for refusal in refusals) == ["None", "daily_orders"]
+
+
+# ---- the time that the limits take
+
+
+class SlowMarks:
+    """A source of mark prices that takes its time on the clock of the rig."""
+
+    def __init__(self) -> None:
+        self.rig: Rig | None = None
+        self.takes_ns = 0
+
+    def __call__(self, symbol: str) -> float:
+        if self.rig is not None:
+            self.rig.ns += self.takes_ns
+        return 100.0
+
+
+def slow_rig(**sections: Any) -> tuple[Rig, SlowMarks]:
+    marks = SlowMarks()
+    rig = Rig(monitor={"get_mark_price": marks}, **sections)
+    rig.monitor.update_position("B", 1.0, 100.0)  # valued at its mark, which is asked for with every order
+    marks.rig = rig
+    return rig, marks
+
+
+def test_limits_that_take_too_long_refuse_the_order_and_reserve_nothing() -> None:
+    rig, marks = slow_rig(daily={"max_orders": 2}, control_budget_ms=100.0)
+    marks.takes_ns = 300 * MS
+    refusal = rig.controls.admit("1", "A", "buy", 1.0, None)
+    assert refusal is not None
+    assert (refusal.kind, refusal.limit, refusal.unit) == ("control_overrun", 100.0, "ms")
+    assert refusal.sentence.startswith("A: the limits took ")
+    assert rig.monitor.working_orders() == 0
+    marks.takes_ns = 0
+    assert rig.controls.admit("1", "A", "buy", 1.0) is None, "its id is free and nothing was counted"
+    assert rig.controls.admit("2", "A", "buy", 1.0) is None
+    assert not rig.monitor.is_frozen()
+
+
+def test_an_amendment_that_the_limits_are_slow_to_pass_leaves_the_order_as_it_is() -> None:
+    rig, marks = slow_rig(control_overrun="freeze")
+    assert rig.controls.admit("1", "A", "buy", 1.0, 100.0) is None
+    marks.takes_ns = 300 * MS
+    refusal = rig.controls.admit_amend("1", 2.0)
+    assert refusal is not None
+    assert refusal.kind == "control_overrun"
+    assert rig.monitor.get_potential_notional("A") == 100.0
+    assert rig.monitor.is_frozen(), "as the settings say of an overrun"
+
+
+def test_an_id_that_works_already_keeps_its_reservation_when_it_comes_again() -> None:
+    rig, marks = slow_rig()
+    assert rig.controls.admit("1", "A", "buy", 1.0, 100.0) is None
+    marks.takes_ns = 300 * MS
+    refusal = rig.controls.admit("1", "A", "buy", 1.0, 100.0)
+    assert refusal is not None
+    assert refusal.kind == "duplicate_id"
+    assert rig.monitor.working_orders() == 1
+
+
+def test_a_clock_that_fails_after_the_limits_have_passed_an_order_refuses_it() -> None:
+    rig = Rig()
+    reads: list[int] = []
+
+    def clock() -> int:
+        reads.append(1)
+        if len(reads) == 3:
+            raise OSError("no clock")
+        return rig.ns
+
+    rig.controls._clock = clock
+    refusal = rig.controls.admit("1", "A", "buy", 1.0, 100.0)
+    assert refusal is not None
+    assert refusal.kind == "control_error"
+    assert rig.monitor.working_orders() == 0

@@ -103,6 +103,35 @@ def test_the_collar_over_time_remembers_every_reference_of_the_window() -> None:
     assert rig.admit(price=100.5) == "price_collar_over_time"  # and downwards
 
 
+@pytest.mark.parametrize(
+    "first",
+    [
+        lambda controls: controls.on_price("A", math.nan),
+        lambda controls: controls.on_price("A", -1.0),
+        lambda controls: controls.on_quote("A", 5_000.0, 4_000.0),
+        lambda controls: controls.on_quote("A", math.inf, 1.0),
+    ],
+)
+def test_the_range_starts_at_the_first_good_price(first: Any) -> None:
+    """What was no price, or the middle of a crossed quote, is nothing that an order could be held against."""
+    collar = {"max_deviation_bps": 200.0, "over_time_bps": 500.0}
+    rig = Rig(price_collar=collar, input_health={**HEALTHY, "bad": "refuse"})
+    first(rig.controls)
+    told = rig.controls.simulate_order("A", "buy", 1.0, 60.0).refusals
+    assert [refusal.kind for refusal in told] in (
+        ["price_bad", "price_missing"],
+        ["quote_crossed", "price_missing"],
+    )
+    first(rig.controls)
+    rig.controls.on_price("A", 60.0)
+    assert rig.admit(price=60.0) is None
+    assert rig.admit(price=61.5) == "price_collar"
+    first(rig.controls)  # and later it does not widen the range either
+    rig.controls.on_price("A", 63.5)
+    assert rig.admit(price=63.5) == "price_collar_over_time"
+    assert "a reference of the window, 60," in rig.last.sentence
+
+
 @given(prices=st.lists(st.tuples(st.integers(90, 110), st.integers(0, 700)), min_size=1, max_size=20))
 @settings(max_examples=200, deadline=None)
 def test_the_range_of_the_window_is_that_of_every_price_of_the_last_window_at_least(
@@ -318,6 +347,47 @@ def test_orders_and_cancels_of_a_day() -> None:
         rig.controls.on_cancel()  # a cancel always passes: there is nothing that could refuse it
     assert rig.admit() == "daily_cancels"
     assert (rig.last.limit, rig.last.value) == (2.0, 5.0)
+
+
+def test_an_amendment_that_grows_an_order_is_an_order_of_the_day() -> None:
+    rig = Rig(daily={"max_orders": 3})
+    assert rig.admit(qty=2.0) is None
+    for qty, price in ((1.0, None), (1.0, 120.0), (1.0, 80.0)):
+        assert rig.controls.admit_amend("o1", qty, price) is None
+        rig.monitor.settle_amend("o1", accepted=True)
+    for qty in (1.5, 2.0):
+        assert rig.controls.admit_amend("o1", qty) is None
+        rig.monitor.settle_amend("o1", accepted=True)
+    refusal = rig.controls.admit_amend("o1", 2.1)
+    assert refusal is not None
+    assert (refusal.kind, refusal.value) == ("daily_orders", 4.0)
+    assert rig.admit() == "daily_orders"
+    assert rig.controls.admit_amend("o1", 1.0) is None, "one that does not grow is no order"
+
+
+def test_a_growing_amendment_that_the_limits_refuse_is_taken_back() -> None:
+    rig = Rig(daily={"max_orders": 2})
+    assert rig.admit() is None
+    refusal = rig.controls.admit_amend("o1", 1e14, 1e14)
+    assert refusal is not None
+    assert refusal.kind == "symbol_limit"
+    assert [rig.admit(), rig.admit()] == [None, "daily_orders"]
+
+
+@pytest.mark.parametrize("used_up", [{"max_orders": 1}, {"max_cancels": 1}])
+def test_one_can_get_out_when_the_counts_of_the_day_are_used_up(used_up: dict[str, int]) -> None:
+    rig = Rig(daily=used_up)
+    rig.monitor.update_position("A", 5.0, 100.0)
+    assert rig.admit("B") is None
+    rig.controls.on_cancel()
+    (kind,) = {"daily_orders", "daily_cancels"} & {rig.admit("A")}
+    assert rig.admit("A", side="sell", qty=3.0) is None
+    assert rig.admit("A", side="sell", qty=3.0) == kind, "both together would cross zero"
+    assert rig.controls.admit_amend(f"o{rig.orders - 1}", 5.0) is None, "it does not count against itself"
+    rig.monitor.settle_amend(f"o{rig.orders - 1}", accepted=True)
+    refusal = rig.controls.admit_amend(f"o{rig.orders - 1}", 6.0)
+    assert refusal is not None
+    assert refusal.kind == kind
 
 
 def test_cancels_around_midnight_count_in_the_new_day() -> None:

@@ -32,6 +32,7 @@ from agents.risk.pretrade.guarded_rule import GuardedRule
 from agents.risk.pretrade.known_controls import KnownControls
 from agents.risk.pretrade.order import PretradeOrder, PretradeRule
 from agents.risk.pretrade.order_size import OrderSize
+from agents.risk.pretrade.order_strategies import OrderStrategies, another_strategy, read_strategy
 from agents.risk.pretrade.permitted_symbols import PermittedSymbols
 from agents.risk.pretrade.price_collar import PriceCollar
 from agents.risk.pretrade.refusal_counter import refusal_counter
@@ -88,6 +89,7 @@ class PreTradeControls:
         self._refused_lock = threading.Lock()
         self._last_ns = _LONG_AGO_NS
         self._own_rules = tuple(rules)
+        self._strategies = OrderStrategies(lambda order: monitor.reserved(order) is not None)
         self._known = KnownControls(day=day, reduces=self._reduces, clock=clock)
         self._known.require(settings)
         with self._lock:
@@ -173,20 +175,24 @@ class PreTradeControls:
             side: ``buy`` or ``sell``, in lower, upper or title case.
             qty: quantity, greater than 0.
             price: USD, greater than 0; ``None`` for a market order.
-            strategy: whose order it is.
+            strategy: whose order it is, as text; remembered for its fills and amendments.
 
         Returns:
             ``None`` when it may be sent now; else why not, with the figures. Refusals are counted; a fault of an input
             or of a control freezes the monitor where the settings say so.
         """
-        order = self._read(symbol, side, qty, price, strategy, amends=False)
+        order = self._read(symbol, side, qty, price, strategy)
         if isinstance(order, OrderRefused):
             return self._count_refusal(order)
         refusal = self._pass(order, counting=True)
         if refusal is None:
             refusal = self.monitor.reserve(client_order_id, symbol, side, qty, price)
             if refusal is None:
-                return None
+                refusal = self._late(order)
+                if refusal is None:
+                    self._strategies.remember(client_order_id, order.strategy)
+                    return None
+                self.monitor.release(client_order_id)
             self._take_back(order)
         return self._count_refusal(refusal)
 
@@ -201,30 +207,46 @@ class PreTradeControls:
             client_order_id: the order's id.
             qty: the whole quantity that it is to have, filled parts included.
             price: USD; as before when ``None``.
-            strategy: whose order it is.
+            strategy: need not be said: the order is whose it was when it was admitted. Another one is refused.
         """
-        known = self.monitor.reserved(client_order_id)
-        if known is None:
-            sentence = f"no order with the id {client_order_id!r} works"
-            return self._count_refusal(OrderRefused("unknown_order", None, None, "", sentence))
-        symbol, side, old_price = known
-        new_price = old_price if price is None else price
-        order = self._read(symbol, side, qty, new_price, strategy, amends=True)
+        order = self._read_amendment(client_order_id, qty, price, strategy)
         if isinstance(order, OrderRefused):
             return self._count_refusal(order)
         refusal = self._pass(order, counting=True)
         if refusal is None:
             refusal = self.monitor.amend(client_order_id, qty, price)
             if refusal is None:
-                return None
+                refusal = self._late(order)
+                if refusal is None:
+                    return None
+                self.monitor.settle_amend(client_order_id, accepted=False)
             self._take_back(order)
         return self._count_refusal(refusal)
+
+    def _read_amendment(
+        self, client_order_id: str, qty: float, price: float | None, strategy: str | None
+    ) -> PretradeOrder | OrderRefused:
+        known, works_qty = self.monitor.reserved(client_order_id), self.monitor.reserved_quantity(client_order_id)
+        if known is None or works_qty is None:
+            sentence = f"no order with the id {client_order_id!r} works"
+            return OrderRefused("unknown_order", None, None, "", sentence)
+        symbol, side, old_price = known
+        order = self._read(symbol, side, qty, old_price if price is None else price, strategy)
+        if isinstance(order, OrderRefused):
+            return order
+        own = self._strategies.of(client_order_id)
+        if own is not None and own != order.strategy:
+            if strategy is not None:
+                return another_strategy(symbol, client_order_id, own, order.strategy)
+            order.strategy = own
+        order.amends, order.own_id, order.grows = True, client_order_id, order.qty > works_qty
+        return order
 
     def explain_order(
         self, symbol: str, side: str, qty: float, price: float | None = None, *, strategy: str | None = None
     ) -> OrderRefused | None:
         """Return the first refusal that an order would meet, ``None`` when it would pass. Counts nothing."""
-        order = self._read(symbol, side, qty, price, strategy, amends=False)
+        order = self._read(symbol, side, qty, price, strategy)
         if isinstance(order, OrderRefused):
             return order
         refusal = self._pass(order, counting=False)
@@ -240,9 +262,11 @@ class PreTradeControls:
     ) -> OrderSimulation:
         """Work out everything that would refuse an order, and its figures, without any side effect."""
         simulated = self.monitor.simulate_order(symbol, side, qty, price)
-        order = self._read(symbol, side, qty, price, strategy, amends=False)
+        order = self._read(symbol, side, qty, price, strategy)
         if isinstance(order, OrderRefused):
-            return simulated
+            # Numbers that make no sense the monitor has told already; a strategy that makes none it does not know.
+            known = order in simulated.refusals
+            return simulated if known else replace(simulated, refusals=(order, *simulated.refusals), warnings=())
         refusals: list[OrderRefused] = []
         with self._lock:
             try:
@@ -271,15 +295,20 @@ class PreTradeControls:
         return found
 
     def _read(
-        self, symbol: str, side: str, qty: float, price: float | None, strategy: str | None, *, amends: bool
+        self, symbol: str, side: str, qty: float, price: float | None, strategy: str | None
     ) -> PretradeOrder | OrderRefused:
+        if strategy is None:
+            strategy = ""
         sign = plain_sign(symbol, side, qty, 1.0 if price is None else price)
-        if sign:
-            return PretradeOrder(symbol, sign, qty, price, strategy or "", amends)
+        if sign and strategy.__class__ is str:
+            return PretradeOrder(symbol, sign, qty, price, strategy)
         read = read_order(symbol, side, qty, price)
         if isinstance(read, OrderRefused):
             return read
-        return PretradeOrder(str(read.symbol), read.sign, float(read.quantity), read.price, str(strategy or ""), amends)
+        whose = read_strategy(symbol, strategy)
+        if isinstance(whose, OrderRefused):
+            return whose
+        return PretradeOrder(str(read.symbol), read.sign, float(read.quantity), read.price, whose)
 
     def _pass(self, order: PretradeOrder, *, counting: bool) -> OrderRefused | None:
         """Ask everything but the monitor; count the order when all let it pass."""
@@ -307,6 +336,7 @@ class PreTradeControls:
                 ended_ns = self._clock()
                 if not 0 <= ended_ns - began_ns <= self._budget_ns:
                     return self._overrun(order, ended_ns - began_ns)
+                order.ended_ns = ended_ns
                 if counting:
                     self._last_ns = ended_ns
                     order.counted_by = self._counting
@@ -314,25 +344,45 @@ class PreTradeControls:
                         count(order)
             except Exception as error:  # noqa: BLE001 - whatever it raises, the answer is unknown
                 return raised(order, error)
+        if not self._rules:
+            return None
+        refusal = self._ask_rules(order)
+        if refusal is not None and counting:
+            self._take_back(order)
+        return refusal
+
+    def _ask_rules(self, order: PretradeOrder) -> OrderRefused | None:
+        """Ask the user's own rules; each has its own budget, so that of the monitor begins after the last."""
         for rule in self._rules:
             refusal = rule.refuses(order)
             if refusal is not None:
-                if counting:
-                    self._take_back(order)
                 return refusal
+        try:
+            order.ended_ns = self._clock()
+        except Exception as error:  # noqa: BLE001 - no time from here on would be known
+            return fault(order.symbol, f"the clock raised {error!r}")
         return None
 
     def _reduces(self, order: PretradeOrder) -> bool:
-        return self.monitor.would_reduce(order.symbol, "buy" if order.sign > 0 else "sell", order.qty)
+        side = "buy" if order.sign > 0 else "sell"
+        return self.monitor.would_reduce(order.symbol, side, order.qty, client_order_id=order.own_id)
 
     def _take_back(self, order: PretradeOrder) -> None:
         with self._lock:
             for control in order.counted_by:
                 control.take_back(order)
 
-    def _overrun(self, order: PretradeOrder, took_ns: int) -> OrderRefused:
+    def _late(self, order: PretradeOrder) -> OrderRefused | None:
+        """Refuse an order that the monitor has let pass, when that took too long: mark prices may take any time."""
+        try:
+            took_ns = self._clock() - order.ended_ns
+        except Exception as error:  # noqa: BLE001 - how long it took is not known
+            return fault(order.symbol, f"the clock raised {error!r}")
+        return None if 0 <= took_ns <= self._budget_ns else self._overrun(order, took_ns, "the limits")
+
+    def _overrun(self, order: PretradeOrder, took_ns: int, what: str = "the controls") -> OrderRefused:
         limit_ms, took_ms = self._settings.control_budget_ms, took_ns / _NANOSECONDS_PER_MS
-        sentence = f"{order.symbol}: the controls took {took_ms:.3f} ms, and {limit_ms:g} ms are allowed"
+        sentence = f"{order.symbol}: {what} took {took_ms:.3f} ms, and {limit_ms:g} ms are allowed"
         return OrderRefused("control_overrun", limit_ms, took_ms, order.symbol, sentence, "ms")
 
     def _count_refusal(self, refusal: OrderRefused) -> OrderRefused:
@@ -367,11 +417,16 @@ class PreTradeControls:
         client_order_id: str | None = None,
         strategy: str | None = None,
     ) -> None:
-        """Pass a fill on to the monitor, and count it as an execution of its strategy."""
+        """Pass a fill on to the monitor, and count it as an execution of the strategy that its order is of.
+
+        Venues tell the order's id and no strategy; whose it is is known from :meth:`admit`, also after its last fill.
+        """
         self.monitor.on_fill(symbol, side, qty, price, client_order_id=client_order_id)
         repeated = self._known.repeated
-        if repeated is not None:
-            repeated.on_fill(str(strategy or ""))
+        if repeated is None:
+            return
+        for name in self._strategies.executed(client_order_id, strategy):
+            repeated.on_fill(name)
 
     def release(self, client_order_id: str) -> bool:
         """The order is over, or was not sent: it works no more. Messages and counts of the day stay counted.
@@ -429,9 +484,10 @@ class PreTradeControls:
     # ---- over a restart
 
     def persist_to_dict(self) -> dict[str, Any]:
-        """Return what a restart must not forget, as JSON values: disabled strategies and the counts of the day.
+        """Return what a restart must not forget, as JSON values.
 
-        Positions and working orders are the monitor's to persist. Throttle, duplicates and prices start anew.
+        Disabled strategies, counts of the day, and of which strategy the orders are that work. Positions and working
+        orders are the monitor's to persist. Throttle, duplicates and prices start anew.
         """
         repeated, daily = self._known.repeated, self._known.daily
         return {
@@ -439,6 +495,7 @@ class PreTradeControls:
             "executions": None if repeated is None else repeated.to_json(),
             "disabled": {} if repeated is None else repeated.disabled_to_json(),
             "daily": None if daily is None else daily.to_json(),
+            "strategies": self._strategies.to_json(),
         }
 
     def restore_from_dict(self, data: Mapping[str, Any]) -> None:
@@ -462,6 +519,7 @@ class PreTradeControls:
                     self._ask_known()
             if daily is not None and data["daily"] is not None:
                 daily.restore(data["daily"])
+            self._strategies.restore(data.get("strategies") or {})  # likewise
         except Exception as error:
             sentence = f"the saved state of the pre-trade controls cannot be read, so the monitor is frozen: {error!r}"
             self.monitor.freeze(sentence, trigger="limit_violation", metadata={"cause": MONITOR_ERROR})

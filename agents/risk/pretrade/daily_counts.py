@@ -27,7 +27,7 @@ class DailyCounts:
     Args:
         settings: the limits.
         day: the calendar.
-        reduces: whether an order can only reduce its position. After losses such an order still passes: one must be
+        reduces: whether an order can only reduce its position. Such an order passes whatever is used up: one must be
             able to get out.
     """
 
@@ -49,21 +49,25 @@ class DailyCounts:
         self._settings = settings
 
     def refuses(self, order: PretradeOrder) -> OrderRefused | None:
-        """Refuse an order when a count of the day is used up."""
+        """Refuse an order when a count of the day is used up, and it does not only reduce."""
         day = self._calendar()
         if day is not self._day and day > self._day:
             return None  # the first order of a new day
+        refusal = self._used_up(order)
+        return None if refusal is None or self._reduces(order) else refusal
+
+    def _used_up(self, order: PretradeOrder) -> OrderRefused | None:
+        """The first count that is used up, whatever the order does to its position."""
         most = self._settings
-        if most.max_orders is not None and self._orders >= most.max_orders and not order.amends:
+        if most.max_orders is not None and self._orders >= most.max_orders and order.grows:
             return _used_up("daily_orders", order.symbol, self._orders + 1, most.max_orders, "orders")
         if most.max_cancels is not None and self._cancels >= most.max_cancels:
             return _used_up("daily_cancels", order.symbol, self._cancels, most.max_cancels, "cancels")
-        refusal = None
         if most.max_losses is not None and self._losses >= most.max_losses:
-            refusal = _used_up("daily_losses", order.symbol, self._losses, most.max_losses, "losses")
-        elif most.max_loss_usd is not None and not (self._result_known and self._result_usd >= 0):
-            refusal = self._loss_refusal(order.symbol, most.max_loss_usd)
-        return None if refusal is None or self._reduces(order) else refusal
+            return _used_up("daily_losses", order.symbol, self._losses, most.max_losses, "losses")
+        if most.max_loss_usd is not None and not (self._result_known and self._result_usd >= 0):
+            return self._loss_refusal(order.symbol, most.max_loss_usd)
+        return None
 
     def _loss_refusal(self, symbol: str, max_loss_usd: float) -> OrderRefused | None:
         if not self._result_known:
@@ -76,19 +80,19 @@ class DailyCounts:
         return OrderRefused("daily_loss", max_loss_usd, float(lost), symbol, sentence)
 
     def count(self, order: PretradeOrder) -> None:
-        """One order of today."""
+        """One order of today: a new one, or an amendment that asks for a larger quantity than works."""
         day = self._calendar()
         with self._lock:
             if day is not self._day:
                 self._turn(day)
             self._cancels_since_order = 0
-            if not order.amends:
+            if order.grows:
                 self._orders += 1
 
     def take_back(self, order: PretradeOrder) -> None:
         """One order of today less."""
         with self._lock:
-            if not order.amends and self._orders > 0:
+            if order.grows and self._orders > 0:
                 self._orders -= 1
 
     def on_cancel(self) -> None:

@@ -20,17 +20,30 @@ class PretradeOrder:
         now_ns: when it is judged, on the clock of the controls.
         watched: the newest price of the symbol, ``None`` when none has come.
         amends: True for a change of an order that works already.
+        grows: True when it asks for more than works already: a new order, and an amendment to a larger quantity.
+        own_id: id of the order that is amended, ``None`` for a new one.
+        ended_ns: when the controls had let it pass, on the same clock.
         counted_by: the controls that have counted it; they alone can take it back, whatever the settings are then.
     """
 
-    __slots__ = ("amends", "counted_by", "now_ns", "price", "qty", "sign", "strategy", "symbol", "watched")
+    __slots__ = (
+        "amends", "counted_by", "ended_ns", "grows", "now_ns", "own_id", "price", "qty", "sign", "strategy", "symbol",
+        "watched",
+    )  # fmt: skip
 
     now_ns: int
+    ended_ns: int
     watched: WatchedPrice | None
     counted_by: tuple[CountingControl, ...]
 
     def __init__(  # noqa: PLR0917 - made for every order, and naming arguments costs time
-        self, symbol: str, sign: int, qty: float, price: float | None, strategy: str, amends: bool
+        self,
+        symbol: str,
+        sign: int,
+        qty: float,
+        price: float | None,
+        strategy: str,
+        amends: bool = False,
     ) -> None:
         self.symbol = symbol
         self.sign = sign
@@ -38,6 +51,8 @@ class PretradeOrder:
         self.price = price
         self.strategy = strategy
         self.amends = amends
+        self.grows = True
+        self.own_id: str | None = None
 
 
 class PretradeRule(Protocol):

@@ -7,6 +7,8 @@ until the window has passed.
 
 from __future__ import annotations
 
+import math
+
 from agents.risk.limits import OrderRefused, RefusalKind
 from agents.risk.pretrade.order import PretradeOrder
 from agents.risk.pretrade_settings import PriceCollarSettings
@@ -35,11 +37,12 @@ class PriceCollar:
         if price is None:
             return None
         if watched is None:
-            sentence = f"{order.symbol}: there is no reference to hold the price {price:g} against"
-            return OrderRefused("price_missing", None, None, order.symbol, sentence)
+            return _no_reference(order, price)
         ratio = self._symbol_ratios.get(order.symbol, self._ratio)
         reference = watched.price
         if not -reference * ratio <= price - reference <= reference * ratio:
+            if math.isnan(reference):
+                return _no_reference(order, price)
             return _outside("price_collar", order, reference, ratio)
         ratio_over_time = self._over_time_ratio
         if ratio_over_time is None:
@@ -55,6 +58,12 @@ class PriceCollar:
 
 def _ratio(bps: float) -> float:
     return bps * _BPS + _ROUNDING
+
+
+def _no_reference(order: PretradeOrder, price: float) -> OrderRefused:
+    """Nothing good has come of the symbol yet."""
+    sentence = f"{order.symbol}: there is no reference to hold the price {price:g} against"
+    return OrderRefused("price_missing", None, None, order.symbol, sentence)
 
 
 def _outside(kind: RefusalKind, order: PretradeOrder, reference: float, ratio: float) -> OrderRefused:

@@ -82,17 +82,22 @@ class RepeatedExecutions:
         )
         return OrderRefused("repeated_execution", float(limit), float(fills), order.symbol, sentence, "executions")
 
-    def on_fill(self, strategy: str) -> None:
-        """Count one execution. A fill is a fact: it counts beyond the limit too."""
+    def on_fill(self, strategy: str) -> bool:
+        """Count one execution. A fill is a fact: it counts beyond the limit too.
+
+        Returns:
+            True when it has disabled the strategy.
+        """
         with self._lock:
             if self._most == math.inf:
-                return
+                return False
             fills = self._fills.get(strategy, 0) + 1
             if fills > 1 or len(self._fills) < MAX_STRATEGIES:
                 self._fills[strategy] = fills
             disables = fills == self._most and strategy not in self._held
         if disables:
             say("critical", "strategy disabled", strategy=strategy, executions=fills)
+        return disables
 
     def enable(self, strategy: str, person: str, reason: str) -> bool:
         """Start counting from nothing: a person has looked at what the strategy did.
