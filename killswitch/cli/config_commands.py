@@ -28,16 +28,18 @@ def check(context: CommandContext, risk_limits: Path | None, risk_rules: Path | 
     """
     from killswitch.cli.risk_files import check_risk_files  # noqa: PLC0415 - only when used
     from killswitch.core.permit import worst_case  # noqa: PLC0415 - only when used
-    from killswitch.stores.urls import parse_store_url  # noqa: PLC0415 - as above
+    from killswitch.stores import lease_slack_ms  # noqa: PLC0415 - as above
 
     settings = context.settings()
+    slacks_ms = []
     for url in settings.stores:
         try:
-            parse_store_url(url)
+            slacks_ms.append(lease_slack_ms(url))
         except ValueError as error:
             raise CommandError(f"store: {error}", EXIT_USAGE) from error
     risk = check_risk_files(settings, risk_limits, risk_rules)
-    bounds = worst_case(settings.timing.to_core())
+    # Each store has coordinators of its own, so what holds for all is what holds where a lease ends latest.
+    bounds = worst_case(settings.timing.to_core(), lease_slack_ms=max(slacks_ms))
     if context.wants_json:
         body: dict[str, Any] = {
             "cluster": settings.cluster,
@@ -59,7 +61,10 @@ def check(context: CommandContext, risk_limits: Path | None, risk_rules: Path | 
         f"every router stops within {bounds.reachable_ms:.0f} ms of a freeze where its node reaches the store, "
         f"or by itself within {bounds.unreachable_ms:.0f} ms"
     )
-    click.echo(f"a standby coordinator leads within {bounds.failover_ms:.0f} ms of the leader's death")
+    click.echo(
+        f"a standby coordinator leads within {bounds.failover_ms:.0f} ms of the leader's death; "
+        f"{max(slacks_ms)} ms of it is how much longer than asked {_whose(settings.stores)} may keep the leader's lease"
+    )
     for file in risk:
         click.echo(f"{file.path}: sound; {file.sentence}")
 
@@ -118,6 +123,10 @@ def limits_history(context: CommandContext, file: Path) -> None:
     from killswitch.cli.risk_files import show_limits_history  # noqa: PLC0415 - only when used
 
     show_limits_history(context, file)
+
+
+def _whose(urls: tuple[str, ...]) -> str:
+    return "the store" if len(urls) == 1 else "the slowest of the stores"
 
 
 def _shown(urls: tuple[str, ...]) -> str | list[str]:

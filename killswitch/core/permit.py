@@ -92,7 +92,8 @@ class WorstCase:
         reachable_ms: a node that reaches the store has closed its gate this long after a freeze, even if every watch
             event were lost: one renewal interval and one call.
         unreachable_ms: any other node has stopped by itself this long after a freeze.
-        failover_ms: a standby coordinator leads this long after the leader died, with one retry interval.
+        failover_ms: a standby coordinator leads this long after the leader died, with one retry interval and the time
+            by which the store may keep the leader's lease too long.
     """
 
     reachable_ms: float
@@ -100,10 +101,16 @@ class WorstCase:
     failover_ms: float
 
 
-def worst_case(timing: Timing) -> WorstCase:
-    """Derive the bounds that ``killswitch config check`` prints."""
+def worst_case(timing: Timing, *, lease_slack_ms: float = 0.0) -> WorstCase:
+    """Derive the bounds that ``killswitch config check`` prints.
+
+    Args:
+        timing: of every process.
+        lease_slack_ms: how much longer than its time to live the store may keep a lease, on anybody's clock.
+    """
+    lost_ms = (timing.lease_ttl_ms + timing.renew_every_ms + timing.request_timeout_ms) * timing.clock_rate_ratio
     return WorstCase(
         reachable_ms=(timing.renew_every_ms + timing.request_timeout_ms) * timing.clock_rate_ratio,
         unreachable_ms=expiry_bound_ms(timing.permit_ttl_ms, timing.clock_rate_ratio),
-        failover_ms=(timing.lease_ttl_ms + timing.renew_every_ms + timing.request_timeout_ms) * timing.clock_rate_ratio,
+        failover_ms=lost_ms + lease_slack_ms,
     )

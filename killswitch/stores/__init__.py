@@ -24,7 +24,7 @@ from killswitch.stores.port import (
 from killswitch.stores.urls import parse_store_url
 
 __all__ = [
-    "open_store",
+    "open_store", "lease_slack_ms",
     "Store", "Lease", "Watch", "Entry", "Guarantees", "OnChange", "OnGap", "VALUE_MAX_BYTES",
     "StoreError", "Conflict", "LeaseLost", "StoreUnavailable", "OutcomeUnknown", "StoreForbidden",
 ]  # fmt: skip
@@ -80,6 +80,30 @@ def open_store(url: str, *, request_timeout_ms: int = 400, backoff_cap_ms: int =
     from killswitch.stores.memory import MemoryStore  # noqa: PLC0415 - keeps this package import-light
 
     return MemoryStore(parsed.path)
+
+
+def lease_slack_ms(url: str) -> int:
+    """How long after its time to live a lease may still be there in the store that ``url`` names; connects to nothing.
+
+    Raises:
+        ValueError: the URL is not understood.
+    """
+    scheme = parse_store_url(url).scheme
+    if scheme in {"etcd", "etcds", "embedded"}:
+        from killswitch.stores.etcd import LEASE_SLACK_MS as OF_ETCD  # noqa: PLC0415 - imports grpc
+
+        return OF_ETCD
+    if scheme in {"redis", "rediss", "redis+sentinel", "rediss+sentinel"}:
+        from killswitch.stores.redis import LEASE_SLACK_MS as OF_REDIS  # noqa: PLC0415 - imports redis
+
+        return OF_REDIS
+    if scheme in {"zookeeper", "zookeeper+tls"}:
+        from killswitch.stores._zookeeper_lease import LEASE_SLACK_MS as OF_ZOOKEEPER  # noqa: PLC0415 - imports kazoo
+
+        return OF_ZOOKEEPER
+    from killswitch.stores.memory import LEASE_SLACK_MS as OF_MEMORY  # noqa: PLC0415 - keeps this package import-light
+
+    return OF_MEMORY
 
 
 def _directory(path: str) -> str:

@@ -662,6 +662,29 @@ def test_config_check_says_the_worst_case(run: Run) -> None:
     assert body["worst_case"]["unreachable_ms"] == BOUND_MS
 
 
+@pytest.mark.parametrize(
+    ("store", "failover_ms"),
+    [
+        ("memory://m", 7245 + 250),
+        ("embedded:///nowhere", 7245 + 3000),
+        ("etcd://h:2379", 7245 + 3000),
+        ("redis://h", 7245 + 1500),
+        ("redis+sentinel://h/name", 7245 + 1500),
+        ("zookeeper://h", 7245 + 3000),
+        ("redis://h etcd://h:2379", 7245 + 3000),
+    ],
+)
+def test_the_time_of_a_failover_holds_what_the_store_may_keep_a_lease_too_long(
+    store: str, failover_ms: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PROOF, NOT HOPE: what is printed is a bound on this store; of several stores, on the one that is latest."""
+    monkeypatch.setenv("KILLSWITCH_STORE", store)
+    shown = CliRunner().invoke(cli, ["config", "check"]).stdout
+    assert f"a standby coordinator leads within {failover_ms} ms of the leader's death" in shown
+    body = json.loads(CliRunner().invoke(cli, ["-o", "json", "config", "check"]).stdout)
+    assert body["worst_case"]["failover_ms"] == failover_ms
+
+
 def test_config_show_prints_the_settings_in_force(run: Run, url: str) -> None:
     """config show has file, environment and options applied, and its text can be a file again."""
     body = told(run("-o", "json", "config", "show"), "config.show")

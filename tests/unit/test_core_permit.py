@@ -179,3 +179,4 @@ def test_the_bounds_that_config_check_prints_are_derived_from_the_timing() -> No
     assert worst_case(Timing()) == WorstCase(reachable_ms=945.0, unreachable_ms=2100.0, failover_ms=7245.0)
     slow = worst_case(Timing(clock_rate_ratio=1.0))
     assert slow == WorstCase(reachable_ms=900.0, unreachable_ms=2000.0, failover_ms=6900.0)
+    assert worst_case(Timing(), lease_slack_ms=3000).failover_ms == 10_245.0
