@@ -18,6 +18,7 @@ from agents.risk.node_inputs_rule import NodeInputsRule
 from agents.risk.node_limits_rule import NodeLimitsRule
 from agents.risk.node_policy_rule import NodePolicyRule, session_clock
 from agents.risk.node_rule import NodeRule
+from agents.risk.node_value_at_risk_rule import NodeValueAtRiskRule
 from agents.risk.policy_settings import RiskRules
 from agents.risk.risk_limits_file import JudgementSettings, OrderLimitSettings, RiskLimitsFile, load_risk_limits
 from agents.risk.rule_loading import RuleNotUsable, load_node_rules
@@ -140,6 +141,7 @@ class RunningLimits:
                 accept_clock=session.accept_wall_clock,
             )
         figures = figure_rules(files.limits, clock=clock, registry=registry)
+        self._value_at_risk_rule = next((rule for rule in figures if isinstance(rule, NodeValueAtRiskRule)), None)
         # The account first: the policy asks it for the equity of the same moment.
         own: tuple[NodeRule | None, ...] = (self._inputs_rule, self._limits_rule, self._account_rule, self._policy_rule)
         self.rules: tuple[NodeRule, ...] = (*(rule for rule in own if rule is not None), *figures, *files.own_rules)
@@ -205,9 +207,12 @@ class RunningLimits:
                     live.look_when_due()
 
     def _take_limits(self, limits: RiskLimitsFile) -> None:
-        # The account first: it alone may refuse, and then nothing has changed.
+        # The account first: it alone may refuse, and then nothing has changed. The figures take all that a file that is
+        # sound for this process can ask of them.
         if self._account_rule is not None:
             self._account_rule.monitor.set_limits(limits)
+        if self._value_at_risk_rule is not None and limits.value_at_risk is not None:
+            self._value_at_risk_rule.set_settings(limits.value_at_risk)
         self._limits_rule.set_limits(limits.orders)
         self._inputs_rule.set_settings(limits.inputs)
         self._limits = limits
@@ -239,8 +244,6 @@ def figure_rules(limits: RiskLimitsFile, *, clock: NowNs, registry: CollectorReg
     rules: list[NodeRule] = []
     try:
         if limits.value_at_risk is not None:
-            from agents.risk.node_value_at_risk_rule import NodeValueAtRiskRule  # noqa: PLC0415 - needs an extra
-
             rules.append(NodeValueAtRiskRule(limits.value_at_risk, clock=clock, registry=registry))
         if limits.anomaly is not None:
             from agents.risk.node_anomaly_rule import NodeAnomalyRule  # noqa: PLC0415 - needs an extra

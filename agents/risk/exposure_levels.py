@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 from agents.risk.policy_settings import ExposureSettings
+from agents.risk.settings_diff import needs_new_start
 
 _FIXED: Final = ("groups", "max_symbols", "max_working_orders")
 
@@ -26,8 +26,3 @@ def require_same_book(before: ExposureSettings, after: ExposureSettings) -> None
     names = [f"exposure.{name}" for name in _FIXED if getattr(before, name) != getattr(after, name)]
     if names:
         raise ValueError(needs_new_start(names))
-
-
-def needs_new_start(names: Sequence[str]) -> str:
-    """Return the sentence for settings that cannot change while a process runs."""
-    return f"{' and '.join(names)} cannot change while the process runs; start it again. Nothing has changed"

@@ -2,7 +2,7 @@
 
 A file that is sound as a whole is taken as a whole. Of one that is not, the settings are taken that are sound one by
 one and tighter than what is in force; nothing of it loosens anything. What is tighter is told setting by setting, in
-the tables below; a setting that stands in neither is only ever taken with the whole.
+the tables below, which serve limits and rules alike; a setting that stands in none is only ever taken with the whole.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Final, Generic, Literal, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from agents.risk.account_limits import OTHER_NAMES
+from agents.risk.policy_settings import RegimeSettings
 from agents.risk.risk_limits_file import ORDER_OTHER_NAMES
 from agents.risk.settings_file import SettingsReading
 
@@ -21,6 +22,8 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 Place = tuple[str, ...]
 Direction = Literal["tighter", "looser", "other"]
 ChangeOutcome = Literal["unchanged", "applied", "tightened", "refused"]
+
+REGIMES: Final = tuple(RegimeSettings.model_fields)
 
 LOWER: Final = frozenset(
     [
@@ -64,6 +67,17 @@ LOWER: Final = frozenset(
         "inputs.mark_frozen_after_ms",
         "judgement.every_ms",
         "judgement.budget_ms",
+        "value_at_risk.warning_usd",
+        "value_at_risk.hard_usd",
+        "exposure.gross_hard_cap_pct",
+        "exposure.buckets.LT.target_pct",
+        "exposure.buckets.LT.max_pct",
+        "exposure.buckets.MM_PURE.target_pct",
+        "exposure.buckets.MM_PURE.max_pct",
+        *(f"regimes.{name}.tolerance_pct" for name in REGIMES),
+        # A regime that begins sooner is stricter sooner, since no regime is looser than the one before it.
+        "regimes.EARLY.from_minutes_after_open",
+        "regimes.MID.from_minutes_after_open",
     ]
 )
 """Settings of which a lower number is tighter; one that was absent is tighter with any number."""
@@ -90,6 +104,9 @@ HIGHER: Final = frozenset(
         "orders.edge_freeze_threshold_bps",
         "pretrade.price_collar.window_ms",
         "pretrade.duplicates.window_ms",
+        "regimes.LATE.from_minutes_to_close",
+        "regimes.CLOSE.from_minutes_to_close",
+        "regimes.CLOSE.hard_from_minutes_to_close",
     ]
 )
 """Settings of which a higher number is tighter; one that was absent is tighter with any number."""
@@ -103,6 +120,9 @@ MILDEST_FIRST: Final[Mapping[str, Sequence[str]]] = {
     "judgement.on_error": ("pause", "reduce_only", "freeze"),
     "inputs.silent": ("warning", "pause", "reduce_only", "freeze"),
     "inputs.frozen": ("warning", "pause", "reduce_only", "freeze"),
+    "value_at_risk.hard": ("pause", "reduce_only", "freeze"),
+    "value_at_risk.unknown": ("warning", "pause", "reduce_only", "freeze"),
+    **{f"regimes.{name}.derisk": ("none", "soft") for name in REGIMES},
     **{
         f"pretrade.{name}": ("refuse", "freeze")
         for name in (
@@ -125,7 +145,19 @@ FIXED: Final = frozenset(
         "file_lock",
         "initial_balance_usd",
         "orders.max_working_orders",
-        "value_at_risk",
+        # What the history of the figures is made with; a section that comes or goes changes these too.
+        *(
+            f"value_at_risk.{name}"
+            for name in (
+                "confidence",
+                "sample_every_ms",
+                "observations_kept",
+                "min_observations",
+                "max_age_ms",
+                "max_symbols",
+                "measure",
+            )
+        ),
         "anomaly",
         "rules",
         "session",

@@ -38,6 +38,14 @@ class NodeValueAtRiskRule:
             registry=registry,
         )
 
+    def set_settings(self, settings: ValueAtRiskSettings) -> None:
+        """Hold the figures against other levels from now on.
+
+        Raises:
+            ValueError: as :meth:`ValueAtRiskMonitor.set_settings`.
+        """
+        self._monitor.set_settings(settings)
+
     def judge(self, snapshot: NodeSnapshot) -> Sequence[NodeFinding]:
         """Return one finding where the figures have reached a level, or are not to be trusted."""
         for symbol, held in snapshot.holdings.items():

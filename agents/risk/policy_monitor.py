@@ -11,7 +11,6 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter
 
 from agents.risk.exposure_book import ExposureBook
 from agents.risk.exposure_figures import ExposureFigures
-from agents.risk.exposure_levels import needs_new_start
 from agents.risk.policy_settings import RiskRules
 from agents.risk.policy_table import (
     PolicyDecisionTable,
@@ -21,7 +20,7 @@ from agents.risk.policy_table import (
     Restriction,
     restriction_of,
 )
-from agents.risk.settings_diff import say_changed
+from agents.risk.settings_diff import needs_new_start, say_changed
 from agents.risk.trading_session import SessionMoment, regime_at, unknown_moment
 
 _log = structlog.get_logger("killswitch.risk")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final
 
@@ -37,6 +37,11 @@ def say_changed(
     # More of them would make a line that no log keeps.
     more = {"more_changes": len(differences) - CHANGES_SHOWN} if len(differences) > CHANGES_SHOWN else {}
     say("warning", event, changed=changed, **more, **fields)
+
+
+def needs_new_start(names: Sequence[str]) -> str:
+    """Return the sentence for settings that cannot change while a process runs."""
+    return f"{' and '.join(names)} cannot change while the process runs; start it again. Nothing has changed"
 
 
 def setting_differences(before: BaseModel | None, after: BaseModel | None) -> dict[str, tuple[Any, Any]]:

@@ -30,7 +30,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agents.risk.node_rule import NodeLevel
 from agents.risk.order_inputs import LARGEST_NUMBER, finite_number, in_range, is_name
-from agents.risk.value_at_risk_settings import ValueAtRiskSettings
+from agents.risk.settings_diff import needs_new_start
+from agents.risk.value_at_risk_settings import LEVELS, ValueAtRiskSettings
 from killswitch.clock import NowNs, now_ns
 
 if TYPE_CHECKING:
@@ -307,6 +308,22 @@ class ValueAtRiskMonitor:
         self.history = ReturnHistory(settings, clock=clock) if history is None else history
         self._np = _numpy()
 
+    def set_settings(self, settings: ValueAtRiskSettings) -> None:
+        """Hold the figures against other levels from now on; the history stays.
+
+        Raises:
+            ValueError: something differs that the history or the figures are made with, which needs a new start.
+                Nothing has changed.
+        """
+        names = [
+            f"value_at_risk.{name}"
+            for name in type(settings).model_fields
+            if name not in LEVELS and getattr(settings, name) != getattr(self.settings, name)
+        ]
+        if names:
+            raise ValueError(needs_new_start(names))
+        self.settings = settings
+
     def on_price(self, symbol: str, price_usd: float) -> None:
         """Take in a price of a symbol, held or not. Never raises."""
         self.history.on_price(symbol, price_usd)
@@ -364,7 +381,7 @@ class ValueAtRiskMonitor:
 
     def level(self, figures: ValueAtRiskFigures) -> NodeLevel | None:
         """Return how far these figures go; a value at a level counts. Without a level set nothing is judged."""
-        settings = self.settings
+        settings = self.settings  # one set of levels, whoever changes them meanwhile
         if settings.warning_usd is None and settings.hard_usd is None:
             return None
         if not figures.trusted:

@@ -16,6 +16,9 @@ MAX_PRICES_KEPT: Final = 100_000_000
 Measure = Literal["var", "es"]
 """What the levels are held against: value at risk, or expected shortfall."""
 
+LEVELS: Final = frozenset({"warning_usd", "hard_usd", "hard", "unknown"})
+"""Settings that may change while figures are made; the others say how the figures are made."""
+
 _Usd = Annotated[float, Field(strict=True, gt=0)]
 _Count = Annotated[int, Field(strict=True, ge=2, le=1_000_000)]
 _Ms = Annotated[int, Field(strict=True, gt=0, le=86_400_000)]

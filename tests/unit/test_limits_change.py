@@ -16,6 +16,7 @@ from agents.risk.limits_change import FEWER, FIXED, HIGHER, LOWER, LOWER_ONLY_BE
 from agents.risk.policy_settings import RiskRules
 from agents.risk.risk_limits_file import RiskLimitsFile
 from agents.risk.settings_file import SettingsReading, read_settings
+from agents.risk.value_at_risk_settings import LEVELS, ValueAtRiskSettings
 
 ONLY_WITH_THE_WHOLE = frozenset(
     [
@@ -31,6 +32,21 @@ ONLY_WITH_THE_WHOLE = frozenset(
     ]
 )
 """Settings of which a change is neither tighter nor looser, or cannot be told by one number."""
+
+
+POLICY_ONLY_WITH_THE_WHOLE = frozenset(
+    [
+        "exposure.long_term_symbols",
+        "exposure.groups.*",
+        "exposure.max_symbols",
+        "exposure.max_working_orders",
+        "derisk.soft_price_offset_usd",
+        "derisk.soft_margin_pct",
+        "derisk.hard_step_ratio",
+        "rotation.min_ratio",
+        "rotation.max_ratio",
+    ]
+)
 
 
 def reading(values: Mapping[str, Any], tmp_path: Path) -> SettingsReading[RiskLimitsFile]:
@@ -67,7 +83,8 @@ def test_every_setting_is_in_just_one_table_so_that_a_new_one_cannot_be_forgotte
         "LOWER": LOWER, "LOWER_ONLY_BELOW": LOWER_ONLY_BELOW, "HIGHER": HIGHER, "FEWER": FEWER,
         "MILDEST_FIRST": frozenset(MILDEST_FIRST), "whole": ONLY_WITH_THE_WHOLE,
     }  # fmt: skip
-    named = list(settings_of(RiskLimitsFile))
+    tables["whole"] |= POLICY_ONLY_WITH_THE_WHOLE
+    named = [*settings_of(RiskLimitsFile), *settings_of(RiskRules)]
     for setting in named:
         homes = [name for name, table in tables.items() if setting in table]
         if any(setting == one or setting.startswith(f"{one}.") for one in FIXED):
@@ -75,6 +92,11 @@ def test_every_setting_is_in_just_one_table_so_that_a_new_one_cannot_be_forgotte
         assert len(homes) == 1, f"{setting} is in {homes}"
     for name, table in tables.items():
         assert table <= set(named), f"{name} names what does not exist: {sorted(table - set(named))}"
+
+
+def test_what_the_figures_cannot_take_while_they_run_is_what_a_file_may_not_change() -> None:
+    fixed = {one.removeprefix("value_at_risk.") for one in FIXED if one.startswith("value_at_risk.")}
+    assert fixed == set(ValueAtRiskSettings.model_fields) - LEVELS
 
 
 # ---- a file that is sound
@@ -203,6 +225,71 @@ def test_a_file_that_is_not_sound_never_loosens_anything(first: dict[str, Any], 
     assert all(one.direction == "tighter" for one in change.changes)
     assert change.outcome in ("tightened", "refused")
     RiskLimitsFile.model_validate(change.limits.model_dump())  # what is in force is sound as a whole
+
+
+def policy(text: str, tmp_path: Path) -> SettingsReading[RiskRules]:
+    path = tmp_path / "rules.yaml"
+    path.write_text(text, encoding="utf-8")
+    return read_settings(path, RiskRules)
+
+
+POLICY_TIGHTER = [
+    ("exposure: {gross_hard_cap_pct: 126.0}", "exposure.gross_hard_cap_pct"),
+    ("exposure: {buckets: {LT: {max_pct: 85.0}}}", "exposure.buckets.LT.max_pct"),
+    ("exposure: {buckets: {MM_PURE: {max_pct: 25.0}}}", "exposure.buckets.MM_PURE.max_pct"),
+    ("regimes: {OPEN: {derisk: soft}, EARLY: {derisk: soft}}", "regimes.OPEN.derisk"),
+    ("regimes: {CLOSE: {tolerance_pct: 90.0}}", "regimes.CLOSE.tolerance_pct"),
+    ("regimes: {MID: {from_minutes_after_open: 60.0}}", "regimes.MID.from_minutes_after_open"),
+    ("regimes: {LATE: {from_minutes_to_close: 30.0}}", "regimes.LATE.from_minutes_to_close"),
+    ("regimes: {CLOSE: {from_minutes_to_close: 5.0}}", "regimes.CLOSE.from_minutes_to_close"),
+]
+
+
+@pytest.mark.parametrize(("text", "setting"), POLICY_TIGHTER)
+def test_a_rule_of_exposure_that_tightens_is_told_as_such_beside_a_line_that_is_wrong_too(
+    text: str, setting: str, tmp_path: Path
+) -> None:
+    change = decide_change(RiskRules(), policy(text, tmp_path))
+    assert (change.outcome, change.loosens) == ("applied", False)
+    assert setting in [one.setting for one in change.changes]
+    beside = decide_change(RiskRules(), policy(f"{text}\nno_such: 1\n", tmp_path))
+    assert (beside.outcome, beside.limits) == ("tightened", change.limits)
+    (fault,) = beside.faults
+    assert "no_such: there is no such setting" in fault
+    back = decide_change(change.limits, policy("", tmp_path))
+    assert back.loosens
+
+
+def test_a_hard_cap_below_the_tolerances_tightens_together_with_them(tmp_path: Path) -> None:
+    text = "exposure: {gross_hard_cap_pct: 105.0}\nregimes:\n"
+    text += "".join(f"  {name}: {{tolerance_pct: 100.0}}\n" for name in ("OPEN", "EARLY", "MID", "LATE"))
+    change = decide_change(RiskRules(), policy(f"{text}no_such: 1\n", tmp_path))
+    assert change.limits.exposure.gross_hard_cap_pct == 105.0
+    assert change.limits.regimes.OPEN.tolerance_pct == 100.0
+
+
+# ---- value at risk
+
+FIGURES = {"min_observations": 250, "warning_usd": 2_000.0, "hard_usd": 5_000.0, "hard": "pause"}
+
+
+@pytest.mark.parametrize("change", [{"hard_usd": 3_000.0}, {"warning_usd": 100.0}, {"hard": "freeze"}])
+def test_levels_of_value_at_risk_tighten_while_a_process_runs(change: dict[str, Any], tmp_path: Path) -> None:
+    before = limits(value_at_risk=FIGURES)
+    after = {"value_at_risk": {**FIGURES, **change}}
+    sound = decide_change(before, reading(after, tmp_path))
+    assert (sound.outcome, sound.loosens) == ("applied", False)
+    beside = decide_change(before, reading({**after, "no_such": 1}, tmp_path))
+    assert (beside.outcome, beside.limits) == ("tightened", sound.limits)
+
+
+@pytest.mark.parametrize("after", [None, {**FIGURES, "confidence": 0.995}, {**FIGURES, "measure": "var"}])
+def test_what_value_at_risk_is_made_with_needs_a_new_start(after: dict[str, Any] | None, tmp_path: Path) -> None:
+    change = decide_change(limits(value_at_risk=FIGURES), reading({"value_at_risk": after}, tmp_path))
+    assert change.outcome == "refused"
+    assert all(": cannot change from " in fault for fault in change.faults)
+    come = decide_change(limits(), reading({"value_at_risk": FIGURES}, tmp_path))
+    assert come.outcome == "refused"
 
 
 def test_rules_of_exposure_follow_their_file_as_a_whole(tmp_path: Path) -> None:

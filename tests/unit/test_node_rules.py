@@ -6,19 +6,20 @@ import math
 import random
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from agents.node_limits import NodeLimitsFiles, RunningLimits, figure_rules
+from agents.node_limits import NodeLimitsFiles, RunningLimits, figure_rules, load_node_limits
 from agents.risk.anomaly_settings import AnomalySettings
 from agents.risk.node_account_rule import NodeAccountRule
 from agents.risk.node_anomaly_rule import OBSERVE_EVERY_MS, NodeAnomalyRule
 from agents.risk.node_inputs_rule import NodeInputsRule, NodeInputsSettings
 from agents.risk.node_limits_rule import NodeLimitsRule
 from agents.risk.node_policy_rule import NodePolicyRule
-from agents.risk.node_rule import NodeFinding, NodeHolding, NodeSnapshot
+from agents.risk.node_rule import NodeFinding, NodeHolding, NodeRule, NodeSnapshot
 from agents.risk.node_value_at_risk_rule import NodeValueAtRiskRule
 from agents.risk.policy_settings import RiskRules
 from agents.risk.risk_limits_file import OrderLimitSettings, RiskLimitsFile
@@ -26,6 +27,7 @@ from agents.risk.rule_loading import RuleNotUsable
 from agents.risk.trading_session import SessionMoment, unknown_moment
 from agents.risk.value_at_risk_settings import ValueAtRiskSettings
 from agents.routers import RouterBook, RoutersSeen, routers_seen
+from killswitch.config import AgentSettings
 from killswitch.link.messages import Exposure
 
 AT = "2026-01-30T12:00:00.000000Z"
@@ -253,9 +255,9 @@ def value_at_risk_rule(clock: Clock, **more: Any) -> NodeValueAtRiskRule:
     return NodeValueAtRiskRule(ValueAtRiskSettings.model_validate(settings), clock=clock, registry=CollectorRegistry())
 
 
-def play(rule: NodeValueAtRiskRule, clock: Clock, steps: int, quantity: float) -> Sequence[NodeFinding]:
+def play(rule: NodeRule, clock: Clock, steps: int, quantity: float) -> Sequence[NodeFinding]:
     rng = random.Random(7)
-    price, found = 100.0, ()
+    price, found = 100.0, tuple[NodeFinding, ...]()
     for _ in range(steps):
         clock.now_ns += SECOND_NS
         price *= 1.0 + rng.gauss(0.0, 0.001)
@@ -341,6 +343,38 @@ def test_the_rules_of_a_node_are_asked_account_before_policy(tmp_path: Any) -> N
     assert [rule.name for rule in running.rules] == [
         *("inputs", "limits", "account", "policy", "value_at_risk", "anomaly"),
     ]
+
+
+def test_policy_and_value_at_risk_tighten_at_the_first_look_whatever_is_wrong_beside_them(tmp_path: Path) -> None:
+    limits, rules, audit = tmp_path / "limits.yaml", tmp_path / "rules.yaml", tmp_path / "limits-audit-n1.jsonl"
+    figures = "value_at_risk: {min_observations: 100, observations_kept: 200, sample_every_ms: 1000, hard_usd: %s}\n"
+    limits.write_text("initial_balance_usd: 100000.0\n" + figures % "1000000.0")
+    rules.write_text("session: {calendar: 24/7}\n")
+    settings = AgentSettings(risk_limits=str(limits), risk_rules=str(rules))
+    clock = Clock()
+    running = RunningLimits(
+        load_node_limits(settings),
+        "n1",
+        state_dir=tmp_path,
+        clock=clock,
+        wall_clock=lambda: AT,
+        registry=CollectorRegistry(),
+    )
+    held = snapshot({"X": (1_000.0, 25.0)})  # 25 % of the equity
+    by_name = {rule.name: rule for rule in running.rules}
+    by_name["account"].judge(held)
+    assert by_name["policy"].judge(held) == ()
+    audit.unlink()
+    audit.mkdir()
+    rules.write_text("session: {calendar: 24/7}\nexposure: {buckets: {MM_PURE: {max_pct: 24.0}}}\nno_such: 1\n")
+    limits.write_text("initial_balance_usd: 100000.0\nno_such: 1\n" + figures % "0.01")
+    for live in running._live:
+        live.look()
+    (found,) = by_name["policy"].judge(held)
+    assert (found.level, found.limit) == ("reduce_only", 24.0)
+    found_usd = play(by_name["value_at_risk"], clock, 150, 10.0)
+    assert [(one.level, one.limit) for one in found_usd] == [("freeze", 0.01)]
+    assert len(running.faults()) == 4
 
 
 def test_a_section_whose_extra_is_not_installed_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
