@@ -34,7 +34,6 @@ from agents.risk.account_limits import (
     DAY_SECONDS,
     AccountLimits,
     day_gets_longer,
-    load_account_limits,
     merged_breaker_settings,
 )
 from agents.risk.account_metrics import account_figures
@@ -63,6 +62,7 @@ from agents.risk.events import FreezeEvent
 from agents.risk.exact import EXACT, exact
 from agents.risk.local_freeze import say
 from agents.risk.order_inputs import finite_number
+from agents.risk.risk_limits_file import load_account_part
 from agents.risk.settings_diff import say_changed
 from agents.risk.settings_file import RiskFileError
 from agents.risk.snapshot_metrics import Figure, SnapshotCollector
@@ -77,7 +77,8 @@ class RiskMonitor(AccountActions):
 
     Args:
         circuit_breaker: what a hard level engages; one made from the limits when ``None``.
-        config_path: YAML file of :class:`~agents.risk.account_limits.AccountLimits`; the defaults when ``None``.
+        config_path: a file like ``config/risk_limits.yaml``, of which the account's part is taken, or of that part
+            alone; the defaults when ``None``.
         initial_balance: balance that profit and loss are counted from, USD, greater than 0.
         limits: the limits as an object, instead of a file.
         account: tells several accounts of a process apart in logs and metrics.
@@ -115,7 +116,7 @@ class RiskMonitor(AccountActions):
     ) -> None:
         if limits is not None and config_path is not None:
             raise ValueError("give the limits once: as a file, or as an object")
-        limits = limits if limits is not None else load_account_limits(config_path)
+        limits = limits if limits is not None else load_account_part(config_path)
         registry = registry if registry is not None else REGISTRY
         stamp: WallClock = wall_clock if wall_clock is not None else TickStamp()
         if circuit_breaker is None:

@@ -130,6 +130,20 @@ def load_risk_limits(path: Path | str | None) -> RiskLimitsFile:
     return RiskLimitsFile() if path is None else read_settings_file(Path(path), RiskLimitsFile)
 
 
+def load_account_part(path: Path | str | None) -> AccountLimits:
+    """Read the account's part of ``risk_limits.yaml``; the built-in defaults for ``None``.
+
+    A file of account limits alone is one that says nothing of the rest. The rest is checked too: a file that is wrong
+    anywhere is not believed in part.
+
+    Raises:
+        RiskFileError: with one sentence for each fault, each with path and line.
+    """
+    whole = load_risk_limits(path)
+    written = AccountLimits.model_fields.keys() & whole.model_fields_set
+    return AccountLimits.model_validate({name: getattr(whole, name) for name in written})
+
+
 def limits_schema() -> dict[str, Any]:
     """Return the JSON schema of ``config/risk_limits.yaml``."""
     return RiskLimitsFile.model_json_schema()

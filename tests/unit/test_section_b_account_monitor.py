@@ -146,6 +146,35 @@ def test_the_seeds_door_takes_breaker_config_path_and_initial_balance(tmp_path: 
     assert by_name.limits == monitor.limits
 
 
+SHIPPED = Path(__file__).resolve().parents[2] / "config" / "risk_limits.yaml"
+
+
+def test_the_seeds_door_takes_the_file_that_ships_and_holds_the_figures_of_section_b() -> None:
+    monitor = RiskMonitor(None, str(SHIPPED), 100_000.0, registry=CollectorRegistry())
+    limits = monitor.limits
+    assert type(limits) is AccountLimits
+    assert limits == AccountLimits()
+    assert (limits.max_daily_drawdown, limits.drawdown_warning) == (0.02, 0.01)
+    assert (limits.max_account_leverage, limits.leverage_warning) == (5.0, 3.0)
+    monitor.on_fill(BTC, "buy", 2.5, 40_000.0)
+    levels = [monitor.monitor_tick(PriceTick(BTC, price)).alert_level for price in (40_000.0, 39_600.0, 39_200.0)]
+    assert levels == [NORMAL, WARNING, CRITICAL]
+    assert monitor.circuit_breaker.state == "ENGAGED"
+
+
+def test_the_seeds_door_takes_its_part_of_a_file_for_everybody_and_refuses_one_that_is_wrong_anywhere(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "risk.yaml"
+    path.write_text("max_daily_drawdown_ratio: 0.05\ninitial_balance_usd: 5.0\norders: {max_inventory_usd: 10.0}\n")
+    monitor = RiskMonitor(None, path, 100_000.0, registry=CollectorRegistry())
+    assert monitor.limits == AccountLimits(max_daily_drawdown=0.05)
+    assert monitor.state().balance == 100_000.0
+    path.write_text("max_daily_drawdown: 0.05\norders: {max_inventory_us: 10.0}\n")
+    with pytest.raises(RiskFileError, match=":2: orders.max_inventory_us: there is no such setting; did you mean"):
+        RiskMonitor(None, path, 100_000.0, registry=CollectorRegistry())
+
+
 @pytest.mark.parametrize("balance", [0.0, -1.0, math.nan, math.inf, "100", None, True])
 def test_a_balance_that_makes_no_sense_is_refused(balance: Any) -> None:
     with pytest.raises(ValueError, match="initial_balance"):
