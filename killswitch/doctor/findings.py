@@ -85,16 +85,26 @@ def store_findings(seen: StoreSeen, timing: Timing) -> list[Finding]:
 def _guarantee_findings(seen: StoreSeen) -> list[Finding]:
     found = []
     told = seen.guarantees
-    if not told.get("linearizable_reads", True):
+    linearizable, survives = told.get("linearizable_reads", True), told.get("survives_failover", True)
+    if not linearizable and survives:
+        # Nothing is ever taken back, and yet a read may be old: it is the reads themselves.
         why = "a permit could be renewed by a flag from before a freeze: no stop is bounded"
         found.append(Finding(FAULT, "promises", "this store's reads may be old", why, "use another store"))
+    if not told.get("fenced", True):
+        what = "a primary of this store that is cut off goes on answering those who still reach it"
+        why = "their permits are renewed by a flag from before a freeze, for as long as that lasts"
+        do = "set wait_replicas in the store's URL, so that with the primary it is more than half of all servers"
+        found.append(Finding(WARNING, "promises", what, why, do))
     if not told.get("atomic_multi_key", True):
         why = "the flag and its history can come apart"
         found.append(Finding(FAULT, "promises", "this store does not write several keys at once", why))
-    if not told.get("survives_failover", True):
+    if not survives:
         # A note: it is so by the nature of the store that was chosen, and nobody can mend it here.
+        what = "a failover of this store can forget a confirmed freeze"
         why = "agents remember it and say it again, but a node that was away would trade until then"
-        found.append(Finding(NOTE, "promises", "a failover of this store can forget a confirmed freeze", why))
+        if not linearizable:
+            what += ", and until then reads are linearizable"
+        found.append(Finding(NOTE, "promises", what, why))
     if told:
         kept = [words for name, words in KEPT.items() if told.get(name)]
         what = ", ".join([*kept, f"a lease ends at most {told['lease_slack_ms']} ms late"])

@@ -58,6 +58,7 @@ def examine(cluster: Cluster, *, calls: int = CALLS) -> StoreExamined:
         "linearizable_reads": facts.linearizable_reads,
         "survives_failover": facts.survives_failover,
         "atomic_multi_key": facts.atomic_multi_key,
+        "fenced": facts.fenced,
         "lease_slack_ms": facts.lease_slack_ms,
     }
     try:

@@ -5,6 +5,7 @@ Each fact is asked for by itself, so that one that cannot be had hides no other.
 
 from __future__ import annotations
 
+from google.protobuf.unknown_fields import UnknownFieldSet
 from pyetcd import etcdrpc
 
 from killswitch.stores import _etcd_channel as wire
@@ -12,6 +13,9 @@ from killswitch.stores import _etcd_failures as failures
 from killswitch.stores.port import StoreError
 
 ALARM_NAMES = {etcdrpc.AlarmType.Value(name): name for name in etcdrpc.AlarmType.keys()}  # noqa: SIM118 - no mapping
+
+IS_LEARNER = 5
+"""Number of the field ``isLearner`` of ``etcdserverpb.Member``, since etcd 3.4."""
 
 
 def server_version(transport: wire.EtcdTransport) -> str:
@@ -27,7 +31,7 @@ def server_settings(transport: wire.EtcdTransport) -> dict[str, str]:
     told: dict[str, str] = {}
     for facts, names in (
         (_status, ("member", "leader", "raft_term", "database_bytes")),
-        (_members, ("member_count", "members")),
+        (_members, ("member_count", "voting_members", "members")),
         (_alarms, ("alarms",)),
         (_login_required, ("login_required",)),
     ):
@@ -57,9 +61,23 @@ def _members(transport: wire.EtcdTransport) -> dict[str, str]:
     )
     return {
         "member_count": str(len(answer.members)),
+        # A learner copies and has no vote: it keeps no quorum.
+        "voting_members": str(sum(not _is_learner(member) for member in answer.members)),
         # A member that never started has no name.
-        "members": ", ".join(sorted(f"{member.name or 'not started'} ({member.ID:x})" for member in answer.members)),
+        "members": ", ".join(sorted(_named(member) for member in answer.members)),
     }
+
+
+def _named(member: etcdrpc.Member) -> str:
+    learner = ", learner" if _is_learner(member) else ""
+    return f"{member.name or 'not started'} ({member.ID:x}{learner})"
+
+
+def _is_learner(member: etcdrpc.Member) -> bool:
+    """Whether a member has no vote. The stubs are older than learners, so it is among the fields they do not know."""
+    unknown = UnknownFieldSet(member)
+    fields = (unknown[number] for number in range(len(unknown)))
+    return any(field.field_number == IS_LEARNER and bool(field.data) for field in fields)
 
 
 def _alarms(transport: wire.EtcdTransport) -> dict[str, str]:

@@ -18,8 +18,10 @@ def server_version(transport: RedisTransport) -> str:
 
 
 def server_settings(transport: RedisTransport) -> dict[str, str]:
-    """``maxmemory_policy``, ``appendonly``, ``appendfsync``, ``role``, ``connected_replicas`` and the like, as far as
-    the user may ask for them; raises as a read does.
+    """Facts by name, as far as the user may ask for them; raises as a read does.
+
+    ``wait_replicas`` is what our URL says. ``known_replicas`` is what the Sentinels know, ``connected_replicas`` those
+    that follow the primary now.
     """
     names = _SETTINGS
     commands: list[Command] = [(b"INFO", section) for section in (b"memory", b"persistence", b"replication")]
@@ -29,7 +31,7 @@ def server_settings(transport: RedisTransport) -> dict[str, str]:
     info: dict[str, str] = {}
     for answer in answers[:3]:
         info |= _info(answer)
-    told: dict[str, str] = {}
+    told = {"wait_replicas": str(transport.wait_replicas)}
     if "maxmemory_policy" in info:
         told["maxmemory_policy"] = info["maxmemory_policy"]
     if "aof_enabled" in info:
@@ -39,6 +41,9 @@ def server_settings(transport: RedisTransport) -> dict[str, str]:
         told["role"] = role[0].decode()
         if told["role"] == "master":
             told["connected_replicas"] = str(len(role[2]))
+    known = transport.known_replicas()
+    if known is not None:
+        told["known_replicas"] = str(known)
     for name, answer in zip(names, answers[4:], strict=True):
         if not isinstance(answer, Refusal) and len(answer) > 1:
             told[name.replace("-", "_")] = answer[1].decode()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from killswitch.stores._redis_calls import ScriptCall
 from killswitch.stores._redis_link import Command, Link, LinkFailed, LinkRefused, LinkSettings, greet
@@ -119,6 +119,16 @@ class SentinelPrimary:
     def locate(self, deadline: Deadline, on_made: OnMade) -> str:
         return self._from_any(lambda sentinel, share: self._ask(sentinel, share, on_made), deadline)
 
+    def known_replicas(self, deadline: Deadline, on_made: OnMade) -> int:
+        """How many replicas a Sentinel knows of, there or away; raises as :meth:`open` does."""
+        question: Command = (b"SENTINEL", b"MASTER", self._name.encode())
+
+        def count(sentinel: str, share: Deadline) -> int:
+            told = self._put(question, sentinel, share, on_made)
+            return int(dict(zip(told[::2], told[1::2], strict=True))[b"num-slaves"])
+
+        return self._from_any(count, deadline)
+
     def doubt(self) -> None:
         with self._lock:
             self._first = (self._first + 1) % len(self._sentinels)
@@ -147,10 +157,18 @@ class SentinelPrimary:
         yield from enumerate([*self._sentinels[first:], *self._sentinels[:first]])
 
     def _ask(self, sentinel: str, deadline: Deadline, on_made: OnMade) -> str:
-        """What one Sentinel says."""
+        """Which server one Sentinel names."""
+        question: Command = (b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", self._name.encode())
+        answer = self._put(question, sentinel, deadline, on_made)
+        if answer is None:
+            raise LinkFailed(f"Sentinel {sentinel} knows no primary named {self._name!r}", sent=False)
+        host, port = (part.decode() for part in answer)
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def _put(self, question: Command, sentinel: str, deadline: Deadline, on_made: OnMade) -> Any:
+        """What one Sentinel answers."""
         link = Link(sentinel, self._sentinel_settings)
         on_made(link)
-        question: Command = (b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", self._name.encode())
         try:
             link.connect(deadline)
             (answer,) = greet(link, self._sentinel_settings, deadline, question)
@@ -158,10 +176,7 @@ class SentinelPrimary:
             raise LinkFailed(f"Sentinel {sentinel}: {error}", sent=False, silent=error.silent) from error
         finally:
             link.close()
-        if answer is None:
-            raise LinkFailed(f"Sentinel {sentinel} knows no primary named {self._name!r}", sent=False)
-        host, port = (part.decode() for part in answer)
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return answer
 
 
 def open_link(server: str, settings: LinkSettings, deadline: Deadline, on_made: OnMade, *, confirmed: bool) -> Link:

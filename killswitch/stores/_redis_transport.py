@@ -17,7 +17,7 @@ from typing import Any
 from killswitch import clock
 from killswitch.stores._redis_calls import ScriptCall, key_text
 from killswitch.stores._redis_link import Command, Link, LinkFailed, LinkRefused
-from killswitch.stores._redis_primary import Primary
+from killswitch.stores._redis_primary import Primary, SentinelPrimary
 from killswitch.stores._redis_refusals import ELSEWHERE_CODES, Refusal
 from killswitch.stores._redis_scripts import DAMAGED, DONE
 from killswitch.stores._timing import MILLISECONDS_PER_S, Deadline
@@ -187,6 +187,15 @@ class RedisTransport:
             raise StoreUnavailable(self._sentence(what, error)) from error
         finally:
             self._give_back(link)
+
+    def known_replicas(self) -> int | None:
+        """How many replicas the Sentinels know of, there or away; ``None`` without Sentinel, and where none tells."""
+        if not isinstance(self.primary, SentinelPrimary):
+            return None
+        try:
+            return self.primary.known_replicas(self._deadline(), on_made=lambda _: None)
+        except (LinkFailed, LinkRefused):
+            return None
 
     def close(self) -> None:
         """Close every link. Calls in flight fail."""

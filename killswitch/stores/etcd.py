@@ -253,7 +253,7 @@ class EtcdStore:
     def server_settings(self) -> dict[str, str]:
         """What ``killswitch doctor`` shows of the cluster, as far as it can be had; raises nothing of the port.
 
-        Names: member, leader, raft_term, database_bytes, member_count, members, alarms, login_required.
+        Names: member, leader, raft_term, database_bytes, member_count, voting_members, members, alarms, login_required.
         """
         return inspect.server_settings(self._transport)
 

@@ -65,6 +65,8 @@ class Guarantees:
         linearizable_reads: a read sees every commit that returned before the read began.
         survives_failover: a commit that returned is not forgotten when the store's leader dies.
         atomic_multi_key: a commit writes all its keys or none.
+        fenced: a server that is cut off from the others answers nobody, so no read is older than a confirmed commit to
+            the server that took its place.
         lease_slack_ms: how long after ``ttl`` a dead holder's key may still be there.
         note: what the operator should know, in a sentence.
     """
@@ -73,6 +75,7 @@ class Guarantees:
     survives_failover: bool
     atomic_multi_key: bool
     lease_slack_ms: int
+    fenced: bool = True
     note: str = ""
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ssl
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -285,10 +286,8 @@ def _guarantees(*, with_sentinel: bool, wait_replicas: int) -> Guarantees:
     if not with_sentinel:
         return GUARANTEES
     declared = SENTINEL_GUARANTEES
-    return Guarantees(
-        linearizable_reads=declared.linearizable_reads,
-        survives_failover=declared.survives_failover,
-        atomic_multi_key=declared.atomic_multi_key,
-        lease_slack_ms=declared.lease_slack_ms,
+    return replace(
+        declared,
+        fenced=wait_replicas > 0,
         note=declared.note.format(wait_replicas=wait_replicas, fence=_FENCED if wait_replicas else _UNFENCED),
     )
