@@ -19,7 +19,8 @@ from docker.errors import BuildError, DockerException
 from tests.images.choose import BUILD_SCRIPT, BUILD_WITHIN_S, give_up, have_or_pull
 
 ROOT = Path(__file__).resolve().parents[2]
-BASE_IMAGE = "debian:bookworm-slim"
+BASE_IMAGE = os.environ.get("KILLSWITCH_TEST_BASE_IMAGE") or "debian:bookworm-slim"
+"""What the images stand on: Debian bookworm, under whatever name it can be had."""
 PROJECT_IMAGE = "killswitch-test/killswitch:local"
 LAB_IMAGE = "killswitch-test/killswitch-lab:local"
 PROJECT_FILES = ("deploy/Dockerfile", "pyproject.toml", "README.md", "LICENSE", "config", "killswitch", "agents",
