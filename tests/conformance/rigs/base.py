@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from testcontainers.core.container import DockerContainer
 
 from killswitch.stores import Store, StoreError
+from tests.conformance.rigs.in_memory import data_directory
 from tests.waiting import wait_until
 
 # Tests of meaning get time, because a busy machine is no fault; tests of time-outs ask for short ones.
@@ -66,11 +68,19 @@ class ContainerServer:
 
     Args:
         container: not yet started.
+        data: where the server keeps what it does not forget when it is killed; ``None`` when it keeps nothing.
     """
 
-    def __init__(self, container: DockerContainer) -> None:
+    def __init__(self, container: DockerContainer, *, data: str | None = None) -> None:
+        self._data = data_directory() if data is not None else None
+        if self._data is not None:
+            container = container.with_volume_mapping(self._data.name, data, "rw")
         self._container = container
-        self._container.start()
+        try:
+            self._container.start()
+        except BaseException:
+            self._remove_data()
+            raise
 
     def pause(self) -> None:
         self._docker.pause()
@@ -91,6 +101,7 @@ class ContainerServer:
     def close(self) -> None:
         self.resume()
         self._container.stop()
+        self._remove_data()
 
     def exec(self, *words: str) -> str:
         """Run a command in the container and return what it printed; it must succeed."""
@@ -103,6 +114,10 @@ class ContainerServer:
         """What the server has said so far."""
         return str(self._docker.logs().decode(errors="replace"))
 
+    def _remove_data(self) -> None:
+        if self._data is not None:
+            self._data.cleanup()
+
     @property
     def _docker(self) -> Any:
         return self._container.get_wrapped_container()
@@ -110,6 +125,11 @@ class ContainerServer:
     def _state(self) -> str:
         self._docker.reload()
         return str(self._docker.status)
+
+
+def owned_by_us() -> dict[str, str]:
+    """What has a container run as the user of the tests, who then can remove what it leaves."""
+    return {"user": f"{os.getuid()}:{os.getgid()}"}
 
 
 def wait_until_serving(open_client: Callable[[], Store], what: str) -> None:

@@ -11,9 +11,12 @@ from testcontainers.core.container import DockerContainer
 from killswitch.stores import Store, open_store
 from killswitch.stores.embedded import EmbeddedStore
 from killswitch.stores.etcd import EtcdStore
-from tests.conformance.rigs.base import BACKOFF_CAP_MS, PATIENT_MS, ContainerServer, wait_until_serving
+from tests.conformance.rigs.base import BACKOFF_CAP_MS, PATIENT_MS, ContainerServer, owned_by_us, wait_until_serving
+from tests.conformance.rigs.in_memory import data_directory
 from tests.conformance.rigs.network import free_port
 from tests.waiting import wait_until
+
+DATA_DIRECTORY = "/tmp/etcd-test"
 
 
 def open_impatient_etcd(*servers: str, request_timeout_ms: int = 400, alive_every_ms: int = 100) -> EtcdStore:
@@ -27,11 +30,18 @@ def open_impatient_etcd(*servers: str, request_timeout_ms: int = 400, alive_ever
 
 
 class EmbeddedRig:
-    """An owner that this rig keeps, and clients that attach to its directory."""
+    """An owner that this rig keeps, and clients that attach to its directory.
+
+    Args:
+        directory: for its data where it cannot be kept in memory.
+    """
 
     kind = "embedded"
 
     def __init__(self, directory: Path) -> None:
+        self._data = data_directory()
+        if self._data is not None:
+            directory = Path(self._data.name) / "embedded"
         self._owner = EmbeddedStore(directory, request_timeout_ms=PATIENT_MS)
         self._url = f"embedded://{directory}"
         self._paused_pid: int | None = None
@@ -72,6 +82,8 @@ class EmbeddedRig:
 
     def close(self) -> None:
         self._owner.close()
+        if self._data is not None:
+            self._data.cleanup()
 
 
 class EtcdContainerRig(ContainerServer):
@@ -85,9 +97,11 @@ class EtcdContainerRig(ContainerServer):
         super().__init__(
             DockerContainer(image)
             .with_bind_ports(2379, self._port)
+            .with_kwargs(**owned_by_us())
             .with_command(
-                f"etcd --data-dir=/tmp/etcd-test --listen-client-urls={client} --advertise-client-urls={client}"
-            )
+                f"etcd --data-dir={DATA_DIRECTORY} --listen-client-urls={client} --advertise-client-urls={client}"
+            ),
+            data=DATA_DIRECTORY,
         )
         try:
             self.wait_until_serving()

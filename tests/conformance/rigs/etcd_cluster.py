@@ -14,8 +14,8 @@ from pyetcd import etcdrpc
 from testcontainers.core.container import DockerContainer
 
 from killswitch.stores.etcd import EtcdStore
-from tests.conformance.rigs.base import SERVES_AGAIN_WITHIN_S, ContainerServer
-from tests.conformance.rigs.etcd import open_impatient_etcd
+from tests.conformance.rigs.base import SERVES_AGAIN_WITHIN_S, ContainerServer, owned_by_us
+from tests.conformance.rigs.etcd import DATA_DIRECTORY, open_impatient_etcd
 from tests.conformance.rigs.network import free_port
 from tests.waiting import wait_until
 
@@ -51,7 +51,7 @@ class EtcdMember(ContainerServer):
     ) -> None:
         self.name = name
         self._port = free_port()
-        container = DockerContainer(image).with_bind_ports(2379, self._port)
+        container = DockerContainer(image).with_bind_ports(2379, self._port).with_kwargs(**owned_by_us())
         if name != "alone":
             container = container.with_name(name)
         if mount is not None:
@@ -59,12 +59,12 @@ class EtcdMember(ContainerServer):
         command = [
             "etcd",
             f"--name={name}",
-            "--data-dir=/tmp/etcd-test",
+            f"--data-dir={DATA_DIRECTORY}",
             f"--listen-client-urls={scheme}://0.0.0.0:2379",
             f"--advertise-client-urls={scheme}://{name}:2379",
             *flags,
         ]
-        super().__init__(container.with_command(command))
+        super().__init__(container.with_command(command), data=DATA_DIRECTORY)
 
     @property
     def server(self) -> str:

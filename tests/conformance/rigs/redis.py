@@ -9,11 +9,12 @@ from testcontainers.core.container import DockerContainer
 from killswitch.stores import Store, open_store
 from killswitch.stores.redis import RedisStore, open_redis
 from killswitch.stores.urls import parse_store_url
-from tests.conformance.rigs.base import BACKOFF_CAP_MS, PATIENT_MS, ContainerServer, wait_until_serving
+from tests.conformance.rigs.base import BACKOFF_CAP_MS, PATIENT_MS, ContainerServer, owned_by_us, wait_until_serving
 from tests.conformance.rigs.network import free_port
 from tests.images.choose import choose_image, do_without_ryuk_where_it_cannot_be_had, require_docker
 
 SERVES_WITHIN_MS = 1_000
+DATA_DIRECTORY = "/tmp/redis-test"
 # As docs/decisions/0014-redis.md lists them.
 MINIMAL_RIGHTS = [
     "resetchannels", "resetkeys", "nocommands", "~killswitch:*", "&killswitch:*",
@@ -53,10 +54,12 @@ class RedisContainerRig(ContainerServer):
         super().__init__(
             DockerContainer(image)
             .with_bind_ports(6379, self._port)
+            .with_kwargs(**owned_by_us())
             .with_command(
                 "redis-server --port 6379 --appendonly yes --appendfsync always --save '' --protected-mode no "
-                "--daemonize no --dir /tmp"
-            )
+                f"--daemonize no --dir {DATA_DIRECTORY}"
+            ),
+            data=DATA_DIRECTORY,
         )
         try:
             self.wait_until_serving()

@@ -62,7 +62,8 @@ def start_command(settings: Sequence[str], number: int = 1) -> list[str]:
     """
     lines = " ".join(f"'{line}'" for line in settings)
     script = (
-        f"mkdir -p {DATA_DIRECTORY} && echo {number} > {DATA_DIRECTORY}/myid"
+        # Whoever runs the tests can then remove what the user of the image has written.
+        f"umask 0 && mkdir -p {DATA_DIRECTORY} && echo {number} > {DATA_DIRECTORY}/myid"
         f" && printf '%s\\n' {lines} > {DATA_DIRECTORY}/zoo.cfg"
         ' && for bin in /usr/share/zookeeper/bin /apache-zookeeper-*/bin; do [ -x "$bin/zkServer.sh" ] && break; done'
         f' && flags=-Xmx128m && if [ -f {NETTY_CODEC} ]; then flags="$flags -cp {DEBIAN_CLASSPATH}"; fi'
@@ -96,7 +97,8 @@ class ZooKeeperServer(ContainerServer):
             container = container.with_name(name)
         if mount is not None:
             container = container.with_volume_mapping(str(mount), "/mounted", "ro")
-        super().__init__(container.with_command(start_command([*SETTINGS, *settings], number)))
+        command = start_command([*SETTINGS, *settings], number)
+        super().__init__(container.with_command(command), data=DATA_DIRECTORY)
 
     @property
     def server(self) -> str:
