@@ -289,7 +289,7 @@ def run(
 ) -> list[dict[str, Any]]:
     """Measure each store, and return for each a row from the commit, one from the call, one until the proof, in ms.
 
-    A store whose server cannot be had here is left out, and said so on stderr.
+    A store whose server cannot be had here has one row without figures, whose ``left_out`` says why.
     """
     rows = []
     for kind in kinds:
@@ -297,6 +297,7 @@ def run(
             ours, baseline, proofs = measure(kind, gates, rounds, proof_rounds)
         except NotHere as error:
             print(f"freeze_fanout: {kind} is left out: {error}", file=sys.stderr)
+            rows.append(_left_out(kind, str(error)))
             continue
         base = [round_.last_ms for round_ in baseline]
         target = TARGET_RATIO if kind == "etcd" else None
@@ -311,6 +312,13 @@ def run(
         if proofs:
             rows.append(_row(f"{kind}: freeze called -> {gates} acks seen", proofs, None, None))
     return rows
+
+
+def _left_out(kind: str, why: str) -> dict[str, Any]:
+    """In the place of a store's rows: a reader of the table must not take what is missing for what was never asked."""
+    nothing = dict.fromkeys([*FIGURES, *(f"{what}_{figure}" for what in ("baseline", "ratio") for figure in FIGURES)])
+    row = {"name": f"{kind}: LEFT OUT, not measured", "unit": "ms", "rounds": 0, "target_ratio": None}
+    return row | nothing | {"baseline_name": None, "left_out": why}
 
 
 def _row(name: str, took: list[float], base: list[float] | None, target: float | None) -> dict[str, Any]:
@@ -356,6 +364,9 @@ def main() -> None:
         print(json.dumps(rows, indent=2))
         return
     for row in rows:
+        if "left_out" in row:
+            print(f"{row['name']}: {row['left_out']}")
+            continue
         print(f"{row['name']}: " + ", ".join(f"{figure} {row[figure]} ms" for figure in FIGURES))
         if row["baseline_name"]:
             print(f"  {row['baseline_name']}: " + ", ".join(f"{f} {row[f'baseline_{f}']} ms" for f in FIGURES))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import json
+import os
 import subprocess
 import threading
 import time
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.cluster
 PERMIT_S = expiry_bound_ms(TIMING.permit_ttl_ms, TIMING.clock_rate_ratio) / 1000
 REACHABLE_S = worst_case(TIMING).reachable_ms / 1000
 FAILOVER_S = worst_case(TIMING).failover_ms / 1000
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 
 
 def line_of(certificate: dict[str, Any], node: str) -> dict[str, Any]:
@@ -284,8 +285,10 @@ def test_a_store_wiped_under_a_frozen_cluster_is_told_the_freeze_again(make_lab:
 
 def test_a_stepped_wall_clock_changes_no_deadline(make_lab: Callable[..., Lab], tmp_path: Path) -> None:
     """Time: an hour forward and two back on an agent's wall clock open nothing and close nothing."""
-    if not FAKETIME.exists():
-        pytest.skip("libfaketime is not installed (Debian package libfaketime)")
+    if FAKETIME is None:
+        why = "there is no /usr/lib/*/faketime/libfaketime.so.1; install the Debian package libfaketime"
+        # A pipeline installs it, so that there a skip would be a fault that nobody sees.
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(why)
     lab = make_lab()
     step = tmp_path / "faketime"
     step.write_text("+0\n")
