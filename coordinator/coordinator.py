@@ -76,6 +76,7 @@ class Coordinator:
         self._turned_ns = cluster.clock()
         self._leadership: _Leadership | None = None
         self._report_changed: dict[str, tuple[int, int]] = {}
+        self._lost_before: frozenset[str] | None = None
         self._warned: set[str] = set()
         self._blind = ""
         self._certify_lock = threading.Lock()
@@ -140,6 +141,7 @@ class Coordinator:
         self._turned_ns = self._cluster.clock()
         if not self.election.leads:
             self._leadership = None
+            self._lost_before = None
             return
         flag = self._cluster.read_flag().flag
         leadership = self._lead(flag)
@@ -195,7 +197,19 @@ class Coordinator:
             for node in membership.live
             if node in self._report_changed
         }
-        return Snapshot(membership.exposure(), membership.lost(), ages, membership.unreadable_reports())
+        return Snapshot(membership.exposure(), self._lost_twice(membership), ages, membership.unreadable_reports())
+
+    def _lost_twice(self, membership: Membership) -> tuple[str, ...]:
+        """Nodes without a lease in this round and in the one before; in the first round of a leader all without one.
+
+        The lists are read one after the other, and an agent that starts again gives its lease up and takes it anew: a
+        node may be seen without a lease for an instant. A rule must not freeze everybody for that. The first round
+        takes all, for what was accepted of the leader before would end with a round in which nobody is lost.
+        """
+        lost = frozenset(membership.lost())
+        confirmed = lost if self._lost_before is None else lost & self._lost_before
+        self._lost_before = lost
+        return tuple(sorted(confirmed))
 
     def _freeze_by(self, reading: Reading, leadership: _Leadership, *, reason: str = "") -> None:
         fence = self.election.fence

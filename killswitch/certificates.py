@@ -103,8 +103,8 @@ class CertificateCollector:
 
         A store that stops answering later leaves that list in use: nodes do not vanish from a certificate.
         """
-        self._read_acks_if_due()
         self._read_nodes_if_due(committed.returned_ns)
+        self._read_acks_if_due()
         if self._nodes is None or self._nodes_read_ns < committed.returned_ns:
             # A list read before the commit returned may miss a node whose permit does not know of the freeze.
             return None
@@ -181,6 +181,8 @@ class CertificateCollector:
             self._failures.pop("certificate_flag_unreadable", None)
         self._failures.pop("certificate_nodes_unreadable", None)
         self._nodes, self._nodes_read_ns = nodes, now
+        # A watch that has to find another server may be later than the permits: who answers here knows the acks, too.
+        self._acks_due.set()
 
     def _failed(self, event: str, error: Exception) -> None:
         """Say a failure once until it is over: whoever waits asks many times a second, and has to read what matters."""
@@ -196,10 +198,11 @@ class CertificateCollector:
         self._read_acks_if_due()
 
     def _read_acks_if_due(self) -> None:
-        """Read all acks after a gap of the watch: an ack is written once, and one missed there never comes again."""
+        """Read all acks after a gap of the watch, and with the nodes: an ack that was missed never comes again."""
         if not self._acks_due.is_set():
             return
         self._acks_due.clear()
+        began_ns = self._cluster.clock()
         try:
             entries = self._cluster.store.scan(self._cluster.keys.under("acks"))
         except StoreError as error:
@@ -208,9 +211,9 @@ class CertificateCollector:
             return
         self._failures.pop("certificate_acks_unreadable", None)
         for entry in entries:
-            self._take(entry, self._cluster.clock())
+            self._take(entry, self._cluster.clock(), read_since_ns=began_ns)
 
-    def _take(self, entry: Entry, seen_ns: int) -> None:
+    def _take(self, entry: Entry, seen_ns: int, *, read_since_ns: int | None = None) -> None:
         if entry.value is None:
             return
         try:
@@ -219,6 +222,9 @@ class CertificateCollector:
             log.error("ack_unreadable", error=str(error))
             return
         with self._changed:
+            known = self._acks.get(ack.node)
+            if known is not None and read_since_ns is not None and known[1] > read_since_ns:
+                return  # the watch has told a newer one while this one was being read
             self._acks[ack.node] = (ack, seen_ns)
             sights = self._first_sight_ns.setdefault(ack.node, {})
             sights.setdefault(frozenset(ack.freezes), seen_ns)

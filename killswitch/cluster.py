@@ -37,7 +37,7 @@ from killswitch.records import (
     UnreadableRecord,
     read_flag,
 )
-from killswitch.stores.port import Conflict, Entry, OutcomeUnknown, Store, StoreUnavailable
+from killswitch.stores.port import Conflict, Entry, OutcomeUnknown, Store, StoreError, StoreUnavailable
 
 log = structlog.get_logger(__name__)
 
@@ -358,7 +358,8 @@ class Cluster:
         Raises:
             StaleEpoch, UnknownFreeze: nothing was released.
             NotInitialised, UnreadableRecord: there is no flag to release from.
-            StoreError: the store did not answer or refuses.
+            OutcomeUnknown: the release may or may not be in force.
+            StoreError: the store did not answer or refuses; nothing was released.
         """
         started_ns = self.clock()
         stored = self.read_flag()
@@ -369,8 +370,8 @@ class Cluster:
             # Somebody was faster. Ask again, so that the operator hears the epoch that now holds.
             lift(self.read_flag().flag, epoch=epoch, ids=ids, actor=actor, at="-", reason=reason)
             raise
-        except OutcomeUnknown:
-            if not self.holds_change(change):
+        except OutcomeUnknown as unknown:
+            if not self.settle(change, unknown, doubt="the release may or may not be in force"):
                 raise
         return Committed(change.flag, changed=True, started_ns=started_ns, returned_ns=self.clock())
 
@@ -418,6 +419,18 @@ class Cluster:
         """
         entry = self.store.read(self.keys.history(change.flag.epoch))
         return entry is not None and HistoryRecord.from_bytes(entry.value, key=entry.key).hash == change.entry.hash
+
+    def settle(self, change: Change, unknown: OutcomeUnknown, *, doubt: str) -> bool:
+        """Tell whether a change whose reply was lost is in, or say that nobody knows: a read that failed is no "no".
+
+        Raises:
+            OutcomeUnknown: the store does not answer this question either.
+            UnreadableRecord: there is an entry that cannot be read.
+        """
+        try:
+            return self.holds_change(change)
+        except StoreError as error:
+            raise OutcomeUnknown(f"{doubt}: {unknown}; {error}") from error
 
     def commit_change(
         self,

@@ -17,7 +17,7 @@ from killswitch.cluster import AlreadyInitialised, Cluster, Committed, FreezeNot
 from killswitch.core.flag import Flag, FlagError, Freeze, StaleEpoch, UnknownFreeze
 from killswitch.core.permit import NANOSECONDS_PER_MS
 from killswitch.records import UnreadableRecord
-from killswitch.stores.port import StoreError
+from killswitch.stores.port import OutcomeUnknown, StoreError
 
 R = TypeVar("R")
 
@@ -146,6 +146,7 @@ class ClusterSet:
         Raises:
             StaleEpoch, UnknownFreeze: nothing was released.
             PartlyReleased: a store failed after another had taken the release; nothing opens before both have it.
+            OutcomeUnknown: the first store did not say whether it took the release.
             StoreError: the first store failed, and nothing was released.
         """
         for flag, epoch in zip(flags, epochs, strict=True):
@@ -168,8 +169,9 @@ class ClusterSet:
                 done = [a for a, c in zip(self.addresses, released, strict=False) if c is not None]
                 if not done:
                     raise
+                word = "may or may not be released" if isinstance(error, OutcomeUnknown) else "NOT"
                 raise PartlyReleased(
-                    f"released in {', '.join(done)}, but NOT in {cluster.store.address} ({error}); every gate stays "
+                    f"released in {', '.join(done)}, but {word} in {cluster.store.address} ({error}); every gate stays "
                     "closed until it is: look at `killswitch status` and release again"
                 ) from error
         return released

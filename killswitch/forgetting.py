@@ -130,7 +130,8 @@ def forget(cluster: Cluster, remains: Remains, *, actor: str, reason: str) -> Co
         NotForgotten: a permit of the node may be left, or the node has shown itself since the look.
         NotInitialised, UnreadableRecord: there is no flag to go by; nothing was changed.
         Conflict: others changed the flag again and again; nothing was changed.
-        StoreError: the store did not answer or refuses.
+        OutcomeUnknown: the node may or may not be forgotten.
+        StoreError: the store did not answer or refuses; nothing was forgotten.
     """
     left_ms = wait_left_ms(cluster, remains)
     if left_ms > 0:
@@ -151,8 +152,8 @@ def forget(cluster: Cluster, remains: Remains, *, actor: str, reason: str) -> Co
         except Conflict:
             _raise_if_it_shows_itself(cluster, remains)
             continue
-        except OutcomeUnknown:
-            if not cluster.holds_change(change):
+        except OutcomeUnknown as unknown:
+            if not cluster.settle(change, unknown, doubt=f"node {remains.node!r} may or may not be forgotten"):
                 raise
         return Committed(change.flag, changed=True, started_ns=started_ns, returned_ns=cluster.clock())
     raise Conflict(

@@ -47,6 +47,10 @@ JUDGED = "tests/cluster/test_node_judgement.py"
 U_NODE = "tests/unit/test_node_monitor.py"
 U_CHANGE = "tests/unit/test_limits_change.py"
 U_LIVE = "tests/unit/test_live_limits.py"
+CONTROLS = "agents/risk/pretrade/controls.py"
+PROCESS = "agents/risk/process_limits.py"
+U_STRATEGIES = "tests/unit/test_pretrade_strategies.py"
+U_STATE = "tests/unit/test_process_state.py"
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,25 @@ BREAKS = (
     Break("whoever has stopped is called flat", CERTIFICATE,
           "    flat = ack.complete and ack.orders_open == 0\n", "    flat = True\n", U_CERTIFICATE,
           ("test_stopped_is_not_flat",)),
+    Break("acks are read after a gap of the watch alone", "killswitch/certificates.py",
+          "        self._nodes, self._nodes_read_ns = nodes, now\n        # A watch that has to find another server may be later than the permits: who answers here knows the acks, too.\n        self._acks_due.set()\n",
+          "        self._nodes, self._nodes_read_ns = nodes, now\n", "tests/unit/test_cluster.py",
+          ("test_acks_are_read_with_the_nodes_when_the_watch_tells_nothing",)),
+    Break("an older reading of an ack hides a newer one", "killswitch/certificates.py",
+          "known[1] > read_since_ns:", "False:", "tests/unit/test_cluster.py",
+          ("test_an_ack_that_was_read_earlier_does_not_hide_the_one_that_the_watch_told",)),
+    Break("a release of which nobody knows is an error like any other", "killswitch/cluster.py",
+          "            raise OutcomeUnknown(f\"{doubt}: {unknown}; {error}\") from error\n", "            raise error\n",
+          f"tests/unit/test_cluster.py {U_SET} {U_FORGET}",
+          ("test_a_release_that_may_be_in_says_so", "test_a_store_that_goes_away_with_its_answer_to_a_release_may_have_it",
+           "test_a_lost_reply_of_a_store_that_is_gone_is_said_to_be_unknown")),
+    Break("a node without a lease for an instant is lost", "coordinator/coordinator.py",
+          "lost if self._lost_before is None else lost & self._lost_before", "lost", "tests/unit/test_coordinator.py",
+          ("test_a_node_without_a_lease_for_an_instant_freezes_nobody",)),
+    Break("a new leader waits for a second look at who is lost", "coordinator/coordinator.py",
+          "lost if self._lost_before is None else lost & self._lost_before", "lost & (self._lost_before or frozenset())",
+          "tests/unit/test_coordinator.py",
+          ("test_a_node_that_is_lost_when_a_leader_begins_is_lost_in_its_first_round",)),
     Break("a freeze that was taken ends like one that the store never took", "killswitch/cli/flag_commands.py",
           "            except NodesUnreadable as error:\n", "            except ZeroDivisionError as error:\n", "tests/unit/test_cli.py",
           ("test_freeze_whose_store_is_gone_before_its_nodes_were_read_exits_3",)),
@@ -361,7 +384,31 @@ BREAKS = (
     Break("a loosening that cannot be written down holds up what tightens", "agents/risk/live_limits.py",
           "            return self._tighten(reading, taken)\n", "            return taken\n", U_LIVE,
           ("test_what_tightens_holds_though_what_loosens_beside_it_cannot_be_written_down",)),
+    # -- a trading process
+    Break("a strategy that is no text passes", "agents/risk/pretrade/order_strategies.py",
+          "    if not isinstance(strategy, str):\n        sentence",
+          "    if not isinstance(strategy, str):\n        return strategy\n        sentence", U_STRATEGIES,
+          ("test_a_strategy_that_is_no_text_is_no_order",)),
+    Break("a fill that names its order alone counts for nobody", CONTROLS,
+          "for name in self._strategies.executed(client_order_id, strategy):", 'for name in (str(strategy or ""),):',
+          U_STRATEGIES, ("test_fills_that_a_venue_tells_by_the_order_alone_count_for_its_strategy",)),
+    Break("an amendment is of whatever strategy it says", CONTROLS,
+          "own = self._strategies.of(client_order_id)", "own = None", U_STRATEGIES,
+          ("test_a_disabled_strategy_amends_nothing_whoever_it_says_it_is",)),
+    Break("a restart of a trading process forgets what it wrote down", PROCESS,
+          "            self._state.restore()\n", "", U_STATE,
+          ("test_a_restart_releases_nothing_and_tells_no_freeze_anew", "test_a_restart_enables_no_strategy",
+           "test_a_restart_begins_no_day")),
+    Break("a state that cannot be read is taken for a first start", "agents/risk/process_state.py",
+          "            self._is_unreadable = True\n", "            return\n", U_STATE,
+          ("test_unknown_is_frozen__a_state_that_cannot_be_read_freezes_and_says_what_to_do",)),
+    Break("a market order without a price is worth one dollar a unit", PROCESS,
+          "price_required=True", "price_required=False", "tests/unit/test_process_limits.py",
+          ("test_a_market_order_counts_at_the_newest_price_and_without_one_it_is_refused",)),
     # -- NOTHING IS LOST
+    Break("a file loosens in a process that writes nothing down", "agents/risk/live_limits.py",
+          "return NOT_AUDITED if change.loosens else None", "return None", "tests/unit/test_process_limits.py",
+          ("test_nothing_is_lost__without_an_audit_the_file_may_tighten_and_never_loosens",)),
     Break("a loosening holds though it could not be written down", "agents/risk/live_limits.py",
           "cannot_hold = self._put_in_force(change) if unwritten is None else None", "cannot_hold = self._put_in_force(change)",
           U_LIVE, ("test_nothing_loosens_that_cannot_be_written_down_and_what_tightens_holds_all_the_same",)),

@@ -408,6 +408,25 @@ def test_a_release_whose_reply_was_lost_is_settled_by_the_history(cluster: Clust
     assert committed.flag.freezes == ()
 
 
+def test_a_release_that_may_be_in_says_so(cluster: Cluster, store: FaultyStore) -> None:
+    """RELEASE IS FENCED: when the reply was lost and the store is gone, the error says that it may be in force."""
+    freeze_now(cluster)
+    store.lose_next_reply()
+    real = store.commit
+
+    def lose_and_cut(*args: Any, **named: Any) -> int:
+        try:
+            return real(*args, **named)
+        finally:
+            store.cut()
+
+    store.commit = lose_and_cut  # type: ignore[method-assign]
+    with pytest.raises(OutcomeUnknown, match="the release may or may not be in force"):
+        cluster.release(epoch=2, ids=["f1"], actor="a", reason="r")
+    store.heal()
+    assert cluster.read_flag().flag.freezes == ()
+
+
 def test_a_release_that_did_not_happen_is_not_said_to_have(cluster: Cluster, store: FaultyStore) -> None:
     """RELEASE IS FENCED: a time-out after which the next epoch is missing, or somebody else's, stays unknown."""
     freeze_now(cluster)
@@ -804,6 +823,45 @@ def test_an_ack_that_was_missed_while_the_store_did_not_answer_is_read_later(
         collector._on_gap()
         assert failed
         assert certificate_of(collector, committed).stopped
+
+
+def test_acks_are_read_with_the_nodes_when_the_watch_tells_nothing(
+    cluster: Cluster, store: FaultyStore, clock: HandClock
+) -> None:
+    """PROOF, NOT HOPE: a watch that looks for another server is late; a node that acked is not called silent for it."""
+    register(cluster, "n1")
+    with CertificateCollector(cluster) as collector:
+        committed = freeze_now(cluster)
+        assert states(certificate_of(collector, committed)) == {"n1": "UNPROVEN"}
+        store.silence_watches()
+        before = store.swallowed_events
+        ack(cluster)
+        wait_until(lambda: store.swallowed_events > before, what="the event to be swallowed")
+        clock.time_ns += MEMBERSHIP_EVERY_MS * MS
+        assert states(certificate_of(collector, committed)) == {"n1": "ACKED"}
+
+
+def test_an_ack_that_was_read_earlier_does_not_hide_the_one_that_the_watch_told(
+    cluster: Cluster, store: FaultyStore, clock: HandClock
+) -> None:
+    """PROOF, NOT HOPE: while all acks are read the watch may tell a newer one; the older answer does not replace it."""
+    register(cluster, "n1")
+    with CertificateCollector(cluster) as collector:
+        committed = freeze_now(cluster)
+        ack(cluster, complete=False, orders_open=2)
+        wait_until(lambda: "n1" in collector._acks, what="the first ack")
+        scan = store.scan
+
+        def overtaken(prefix: str) -> list[Entry]:
+            answer = scan(prefix)
+            if prefix.endswith("acks/"):
+                clock.time_ns += MS
+                ack(cluster)
+                wait_until(lambda: collector._acks["n1"][0].complete, what="the watch to tell the newer one")
+            return answer
+
+        store.scan = overtaken  # type: ignore[method-assign]
+        assert certificate_of(collector, committed).flat
 
 
 @pytest.mark.parametrize("value", [b"", b"\xff", b'{"v": 2}', an_ack("n2"), an_ack("n1", freezes=[]), an_ack(epoch=1)])

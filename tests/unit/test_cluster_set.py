@@ -169,6 +169,17 @@ def test_a_store_that_goes_away_in_mid_release_is_told_of(both: Both) -> None:
     assert both.ids() == [set(), set()]
 
 
+def test_a_store_that_goes_away_with_its_answer_to_a_release_may_have_it(both: Both) -> None:
+    """A reply that was lost is no "no": the sentence says that the second store may have taken the release."""
+    both.set.freeze(a_freeze("x"), timeout_ms=TIMEOUT_MS)
+    flags, epochs = both.set.read_flags(), both.epochs()
+    lose_the_reply_and_all_that_follows(both.stores[1])
+    with pytest.raises(PartlyReleased, match=r"released in .*, but may or may not be released in memory://"):
+        both.set.release(flags, epochs=epochs, ids=["x"], actor="operator:test", reason="a test")
+    both.stores[1].heal()
+    assert both.ids() == [set(), set()]
+
+
 def test_init_fills_in_what_is_missing(both: Both) -> None:
     """A flag that is there is left alone; only when all are there is it an error."""
     with pytest.raises(AlreadyInitialised):

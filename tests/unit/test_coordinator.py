@@ -13,7 +13,7 @@ from killswitch.cluster import Cluster
 from killswitch.config import CoordinatorSettings
 from killswitch.core.flag import MAX_FREEZES, Freeze
 from killswitch.core.modes import Mode
-from killswitch.records import CertificateRecord, ClusterViewRecord
+from killswitch.records import CertificateRecord, ClusterViewRecord, LiveRecord
 from killswitch.stores.faulty import FaultyStore
 from killswitch.stores.memory import MemoryStore
 from killswitch.stores.port import StoreUnavailable
@@ -143,6 +143,35 @@ def test_an_unreadable_report_freezes_without_any_rule(cluster: Cluster, make: M
     leader.evaluate()
     leader.evaluate()
     assert the_cause(cluster).trigger == "report_unreadable"
+    assert the_cause(cluster).metadata["nodes"] == ["n1"]
+
+
+def test_a_node_without_a_lease_for_an_instant_freezes_nobody(cluster: Cluster, make: Make) -> None:
+    """UNKNOWN IS FROZEN, and no more: an agent that starts again has no lease for an instant, and is not lost."""
+    leader = make(rules={"lost_nodes": {"hard_nodes": 1}})
+    leader.election.step()
+    live = cluster.keys.under("live", "n1")
+    held = LiveRecord(node="n1", instance="i", pid=7, boot_id="b", gate="/g", started_at=AT).to_bytes()
+    put(cluster, live, held)
+    leader.evaluate()
+    for _ in range(3):
+        cluster.store.commit({}, {}, [live])
+        leader.evaluate()
+        put(cluster, live, held)
+        leader.evaluate()
+    assert causes(cluster) == []
+    cluster.store.commit({}, {}, [live])
+    leader.evaluate()
+    assert causes(cluster) == []
+    leader.evaluate()
+    assert the_cause(cluster).metadata["nodes"] == ["n1"]
+
+
+def test_a_node_that_is_lost_when_a_leader_begins_is_lost_in_its_first_round(cluster: Cluster, make: Make) -> None:
+    """UNKNOWN IS FROZEN: a new leader waits for no second look, or what was accepted of the one before would end."""
+    leader = make(rules={"lost_nodes": {"hard_nodes": 1}})
+    leader.election.step()
+    leader.evaluate()
     assert the_cause(cluster).metadata["nodes"] == ["n1"]
 
 

@@ -268,6 +268,23 @@ def test_a_lost_reply_is_settled_by_the_history(cluster: Cluster, store: FaultyS
     assert [entry.kind for _, entry in cluster.history()] == ["init", "freeze", "forget"]
 
 
+def test_a_lost_reply_of_a_store_that_is_gone_is_said_to_be_unknown(cluster: Cluster, store: FaultyStore) -> None:
+    """PROOF, NOT HOPE: the books may be without the node already, and the error says so."""
+    remains = proven(cluster)
+    store.lose_next_reply()
+    real = store.commit
+
+    def lose_and_cut(*args: Any, **named: Any) -> int:
+        try:
+            return real(*args, **named)
+        finally:
+            store.cut()
+
+    store.commit = lose_and_cut  # type: ignore[method-assign]
+    with pytest.raises(OutcomeUnknown, match="node 'n2' may or may not be forgotten"):
+        forget_it(cluster, remains)
+
+
 @pytest.mark.parametrize("fault", ["time out", "somebody else"])
 def test_what_is_not_known_to_have_happened_is_not_said_to_have(
     cluster: Cluster, store: FaultyStore, fault: str
