@@ -98,13 +98,7 @@ class InputHealth:
 
     def on_quote(self, symbol: str, bid: float, ask: float) -> None:
         """Take in a quote; its price is the middle. A bid above the ask is a fault, one equal to it is not."""
-        low, high = finite_number(bid), finite_number(ask)
-        if low is None or high is None or not (in_range(low) and in_range(high)):
-            self._take(symbol, None, None)
-        elif low > high:
-            self._take(symbol, (low + high) / 2.0, "quote_crossed")
-        else:
-            self._take(symbol, (low + high) / 2.0, None)
+        self._take(symbol, *read_quote(bid, ask))
 
     def _take(self, symbol: str, price: float | None, fault: RefusalKind | None) -> None:
         if not is_name(symbol):
@@ -165,6 +159,14 @@ class InputHealth:
             what = "prices come and have been the same for"
             return _too_long("quote_frozen", symbol, what, same_ns, self._frozen_after_ns)
         return None
+
+
+def read_quote(bid: object, ask: object) -> tuple[float | None, RefusalKind | None]:
+    """Return the middle of a quote in USD and what is wrong with it, ``None`` each when there is none."""
+    low, high = finite_number(bid), finite_number(ask)
+    if low is None or high is None or not (in_range(low) and in_range(high)):
+        return None, "price_bad"
+    return (low + high) / 2.0, "quote_crossed" if low > high else None
 
 
 def _unfit(kind: RefusalKind, symbol: str) -> OrderRefused:

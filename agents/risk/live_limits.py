@@ -33,6 +33,11 @@ from killswitch.clock import WallClock, wall_now
 
 LOOK_EVERY_MS: Final = 1_000
 """How often :meth:`LiveLimits.follow` looks."""
+NOT_AUDITED: Final = (
+    "what loosens does not hold, since nothing would write down that it did; give this process "
+    "audit=LimitsAudit(path), or start it again with the file as it is"
+)
+"""Said of a file that loosens something in a process that keeps no audit."""
 MAX_OWED: Final = 1_000
 """Entries that are kept until the audit file can be written again; the log has all of them."""
 
@@ -51,7 +56,8 @@ class LiveLimits(Generic[ModelT]):
         limits: what was read from it at the start, and is in force.
         apply: makes other limits hold; called on the thread that looks. A ``ValueError`` says that they cannot hold in
             this process; they are not in force then.
-        audit: where changes are written down; ``None`` writes them to the log alone.
+        audit: where changes are written down. With ``None`` the log alone has them, and the file may only tighten:
+            nothing loosens that nobody could account for.
         wall_clock: the time that entries carry.
         registry: where ``killswitch_limits_changes_total`` is counted; the default registry of the process when
             ``None``.
@@ -151,7 +157,8 @@ class LiveLimits(Generic[ModelT]):
                 return taken
             # What could not be written down may be so a moment later; what cannot hold will not, until the file is
             # another or somebody asks.
-            self._settled = stamp if self._unwritten is None else _NOTHING_YET
+            may_be_written = self._unwritten is not None and self._audit is not None
+            self._settled = _NOTHING_YET if may_be_written else stamp
             return self._tighten(reading, taken)
 
     def _tighten(self, reading: SettingsReading[ModelT], refused: LimitsChange[ModelT]) -> LimitsChange[ModelT]:
@@ -195,7 +202,7 @@ class LiveLimits(Generic[ModelT]):
     def _write_down(self, change: LimitsChange[ModelT]) -> str | None:
         """Put the change on the disk; a sentence when it is not there. What holds by then is owed to the file."""
         if self._audit is None:
-            return None
+            return NOT_AUDITED if change.loosens else None
         entry = {
             "at": self._wall_clock(),
             "by": _owner(self.path),

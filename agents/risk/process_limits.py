@@ -2,9 +2,13 @@
 
 .. code-block:: python
 
-    limits = ProcessLimits.of_file(Path("risk_limits.yaml"))
+    limits = ProcessLimits.of_file(
+        Path("risk_limits.yaml"), audit=LimitsAudit(Path("limits-audit.jsonl")), state_path=Path("limits-state.json")
+    )
     router = OrderRouter(gate=gate, venue_client=venue, controls=limits.controls)
     threading.Thread(target=limits.follow, args=(stopping,), daemon=True).start()
+    ...
+    limits.close()
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from agents.risk.limits_audit import LimitsAudit
 from agents.risk.live_limits import LiveLimits
 from agents.risk.pretrade.controls import PreTradeControls
 from agents.risk.pretrade.daily_counts import CalendarDay
+from agents.risk.process_state import ProcessState
 from agents.risk.risk_limits_file import RiskLimitsFile, load_risk_limits
 from agents.risk.rule_loading import load_order_rules
 from agents.risk.runtime_monitor import RuntimeRiskMonitor
@@ -40,7 +45,9 @@ class ProcessLimits:
     Args:
         limits: what to make them of.
         path: the file that is followed; nothing is when ``None``.
-        audit: where changes of it are written down.
+        audit: where changes of it are written down; without one the file may only tighten.
+        state_path: file that keeps disabled strategies, the counts of the day and the freeze over a restart (see
+            :class:`~agents.risk.process_state.ProcessState`), one for each process; nothing is kept when ``None``.
         on_freeze: told every freeze of the monitor, as :class:`RuntimeRiskMonitor` has it.
         on_warning: told every step of the warning ladder.
         day: the calendar that counts of the day run by.
@@ -52,6 +59,7 @@ class ProcessLimits:
 
     Raises:
         RuleNotUsable: a rule of the team's own cannot be imported or made.
+        AuditUnwritable, StateUnwritable: there is an audit or a state file that cannot be written.
 
     Attributes:
         monitor: limits, positions, reservations, freeze.
@@ -64,6 +72,7 @@ class ProcessLimits:
         *,
         path: Path | None = None,
         audit: LimitsAudit | None = None,
+        state_path: Path | None = None,
         on_freeze: Callable[[FreezeEvent], None] | None = None,
         on_warning: Callable[[LimitWarning], None] | None = None,
         day: CalendarDay = utc_day,
@@ -74,19 +83,21 @@ class ProcessLimits:
     ) -> None:
         self._session_clock: MinuteOfDay = session_clock if session_clock is not None else _unknown_minute
         self._clock = clock
+        changed = threading.Event()
         own, schedule = limits.orders.to_risk_limits(), limits.orders.schedule
         self.monitor = RuntimeRiskMonitor(
             max_inventory_usd_per_symbol=own.max_inventory_usd,
             max_total_notional_usd=own.max_total_notional,
             edge_freeze_threshold_bps=own.edge_freeze_threshold_bps,
             wall_clock=wall_clock,
-            on_freeze=on_freeze,
+            on_freeze=_waking(changed, on_freeze),
             on_warning=on_warning,
             registry=registry,
             schedule=(
                 None if schedule is None else LimitSchedule(schedule, session_clock=self._session_clock, clock=clock)
             ),
             max_working_orders=limits.orders.max_working_orders,
+            price_required=True,
         )
         self.controls = PreTradeControls(
             limits.pretrade,
@@ -95,13 +106,22 @@ class ProcessLimits:
             rules=load_order_rules(limits.rules.orders),
             clock=clock,
             registry=registry,
+            on_lock=changed.set,
         )
+        self._state: ProcessState | None = None
+        if state_path is not None:
+            self._state = ProcessState(
+                state_path, monitor=self.monitor, controls=self.controls, changed=changed, wall_clock=wall_clock
+            )
+            self._state.restore()
         self._live: LiveLimits[RiskLimitsFile] | None = None
         if path is not None:
             self._live = LiveLimits(
                 path, limits, apply=self._take, audit=audit, wall_clock=wall_clock, registry=registry
             )
             self._live.note_start("the start of the process")
+        if self._state is not None:
+            self._state.start()
 
     @classmethod
     def of_file(
@@ -109,6 +129,7 @@ class ProcessLimits:
         path: Path,
         *,
         audit: LimitsAudit | None = None,
+        state_path: Path | None = None,
         on_freeze: Callable[[FreezeEvent], None] | None = None,
         on_warning: Callable[[LimitWarning], None] | None = None,
         day: CalendarDay = utc_day,
@@ -120,11 +141,13 @@ class ProcessLimits:
         Raises:
             RiskFileError: the file cannot be used; one sentence for each fault.
             RuleNotUsable: a rule of the team's own cannot be imported or made.
+            AuditUnwritable, StateUnwritable: there is an audit or a state file that cannot be written.
         """
         return cls(
             load_risk_limits(path),
             path=path,
             audit=audit,
+            state_path=state_path,
             on_freeze=on_freeze,
             on_warning=on_warning,
             day=day,
@@ -133,9 +156,16 @@ class ProcessLimits:
         )
 
     def follow(self, stopping: threading.Event) -> None:
-        """Look at the file until told to stop; the work of a thread."""
+        """Look at the file until told to stop; the work of a thread. Then write the state."""
         if self._live is not None:
             self._live.follow(stopping)
+        if self._state is not None:
+            self._state.save()
+
+    def close(self) -> None:
+        """Write the state for the last time. Controls and monitor go on working."""
+        if self._state is not None:
+            self._state.close()
 
     def look_soon(self) -> None:
         """Have the file looked at now, and taken as it stands."""
@@ -143,8 +173,11 @@ class ProcessLimits:
             self._live.look_soon()
 
     def faults(self) -> tuple[str, ...]:
-        """What is wrong with the file as it stands now; the limits in force are those from before."""
-        return () if self._live is None else self._live.faults
+        """What is wrong with the file as it stands now, where the limits in force are those from before; and with the
+        state file, which a restart would read."""
+        of_file = () if self._live is None else self._live.faults
+        of_state = None if self._state is None else self._state.fault
+        return of_file if of_state is None else (*of_file, of_state)
 
     def _take(self, limits: RiskLimitsFile) -> None:
         # What may refuse comes first, and then nothing has changed.
@@ -155,6 +188,17 @@ class ProcessLimits:
             session_clock=self._session_clock,
             clock=self._clock,
         )
+
+
+def _waking(changed: threading.Event, on_freeze: Callable[[FreezeEvent], None] | None) -> Callable[[FreezeEvent], None]:
+    """Tell a freeze on, and have the state written."""
+
+    def told(event: FreezeEvent) -> None:
+        changed.set()
+        if on_freeze is not None:
+            on_freeze(event)
+
+    return told
 
 
 def _unknown_minute() -> float:

@@ -143,7 +143,7 @@ class DemoCluster:
                 arguments += ["--gate", str(self._gate(node)), "--link", str(self._link(node))]
                 arguments += ["--symbols", ",".join(self.symbols), "--seed", str(self._options.seed)]
                 arguments += ["--inventory-max-usd", str(INVENTORY_MAX_USD)]
-                arguments += ["--risk-limits", str(self._risk_limits)]
+                arguments += ["--risk-limits", str(self._risk_limits), "--state-dir", str(self._folder)]
                 arguments += ["--stats", str(self.stats(router))]
                 yield router, arguments
 

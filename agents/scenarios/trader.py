@@ -26,8 +26,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agents.risk.events import FreezeEvent
+from agents.risk.limits_audit import AuditUnwritable, LimitsAudit
 from agents.risk.pretrade_settings import PreTradeSettings
 from agents.risk.process_limits import ProcessLimits
+from agents.risk.process_state import StateUnwritable
 from agents.risk.risk_limits_file import OrderLimitSettings, RiskLimitsFile
 from agents.risk.rule_loading import RuleNotUsable
 from agents.risk.runtime_monitor import RuntimeRiskMonitor
@@ -49,6 +51,8 @@ QUOTE_EVERY_S = 0.1
 STATS_EVERY_S = 0.25
 LIMIT_HEADROOM = 2.0
 EDGE_FREEZE_BPS = 1.0
+AUDIT_FILE = "limits-audit-{router}.jsonl"
+STATE_FILE = "limits-state-{router}.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +70,7 @@ class TraderOptions:
     seed: int
     stats: Path | None
     risk_limits: Path | None = None
+    state_dir: Path | None = None
     tolerance_bps: float = DEFAULT_PLAN.tolerance_bps
 
 
@@ -77,6 +82,7 @@ class Trader:
 
     Raises:
         RiskFileError, RuleNotUsable: the file of limits cannot be used.
+        AuditUnwritable, StateUnwritable: nothing can be written into the state directory.
     """
 
     def __init__(self, options: TraderOptions) -> None:
@@ -152,6 +158,7 @@ class Trader:
         finally:
             ended.set()
             exit_code = self._finish(router, link)
+            self._limits.close()
             gate.close()
         return exit_code
 
@@ -164,8 +171,15 @@ class Trader:
 
     def _make_limits(self) -> ProcessLimits:
         """Limits of this program alone: those of the file, else ones that the cluster's rules speak before."""
+        state_dir, router = self._options.state_dir, self._options.router
+        state_path = None if state_dir is None else state_dir / STATE_FILE.format(router=router)
         if self._options.risk_limits is not None:
-            return ProcessLimits.of_file(self._options.risk_limits, on_freeze=self._on_monitor_freeze)
+            return ProcessLimits.of_file(
+                self._options.risk_limits,
+                audit=None if state_dir is None else LimitsAudit(state_dir / AUDIT_FILE.format(router=router)),
+                state_path=state_path,
+                on_freeze=self._on_monitor_freeze,
+            )
         symbol_usd = self._plan.inventory_max_usd * LIMIT_HEADROOM
         orders = OrderLimitSettings(
             max_inventory_usd_per_symbol=symbol_usd,
@@ -173,7 +187,7 @@ class Trader:
             edge_freeze_threshold_bps=EDGE_FREEZE_BPS,
         )
         limits = RiskLimitsFile(orders=orders, pretrade=PreTradeSettings(throttle=None))
-        return ProcessLimits(limits, on_freeze=self._on_monitor_freeze)
+        return ProcessLimits(limits, state_path=state_path, on_freeze=self._on_monitor_freeze)
 
     def _trade(self, gate: Gate, router: OrderRouter, link: RouterLink, monitor: RuntimeRiskMonitor) -> None:
         edge_bps = self._plan.spacing_bps - VENUE_COST_BPS
@@ -328,6 +342,11 @@ def _parse(arguments: Sequence[str] | None) -> TraderOptions:
     parser.add_argument("--venue", required=True, metavar="HOST:PORT", help="the simulated venue")
     parser.add_argument("--symbols", default="BTCUSDT,ETHUSDT", help="what to quote, joined by commas")
     parser.add_argument("--risk-limits", type=Path, help="file of limits like config/risk_limits.yaml, followed")
+    parser.add_argument(
+        "--state-dir", type=Path, help="where it keeps the audit of its limits, without which their file can only "
+        "tighten, and what a restart must not undo: the freeze of this program, its counts of the day, disabled "
+        "strategies; delete its limits-state-ROUTER.json to begin anew",
+    )  # fmt: skip
     parser.add_argument("--inventory-max-usd", type=float, default=DEFAULT_PLAN.inventory_max_usd, help="per symbol")
     parser.add_argument(
         "--tolerance-bps", type=float, default=DEFAULT_PLAN.tolerance_bps, help="smaller: quotes move more often"
@@ -354,6 +373,7 @@ def _parse(arguments: Sequence[str] | None) -> TraderOptions:
         seed=told.seed,
         stats=told.stats,
         risk_limits=told.risk_limits,
+        state_dir=told.state_dir,
         tolerance_bps=told.tolerance_bps,
     )
 
@@ -362,7 +382,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Trade on the simulated venue until SIGTERM; then cancel everything, say goodbye to the agent and end with 0."""
     try:
         trader = Trader(_parse(arguments))
-    except (RiskFileError, RuleNotUsable) as error:
+    except (RiskFileError, RuleNotUsable, AuditUnwritable, StateUnwritable) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -122,3 +122,73 @@ def test_limits_given_as_objects_follow_nothing() -> None:
     process.look_soon()
     assert process.faults() == ()
     assert process.controls.admit("1", "X", "buy", 1.0, 1.0) is None
+
+
+# ---- a file that is followed without an audit
+
+
+def test_nothing_is_lost__without_an_audit_the_file_may_tighten_and_never_loosens(tmp_path: Path) -> None:
+    path = tmp_path / "limits.yaml"
+    path.write_text(yaml.safe_dump(LIMITS))
+    process = ProcessLimits.of_file(path, registry=CollectorRegistry())
+    assert process._live is not None
+
+    def size_after(**pretrade: Any) -> float | None:
+        path.write_text(yaml.safe_dump(changed(**pretrade)))
+        for asked in (False, False, True):
+            process._live.look(asked=asked)  # type: ignore[union-attr]
+        size = process.controls.settings.order_size
+        return None if size is None else size.max_value_usd
+
+    assert size_after(order_size={"max_value_usd": 9_000.0}) == 6_000.0
+    (fault,) = process.faults()
+    assert "give this process audit=LimitsAudit(path)" in fault
+    assert size_after(order_size=None) == 6_000.0
+    assert size_after(order_size={"max_value_usd": 5_000.0}) == 5_000.0
+    assert process.faults() == ()
+    # Both ways at once: what tightens holds, what loosens does not.
+    assert size_after(order_size={"max_value_usd": 4_000.0}, permitted_symbols=None) == 4_000.0
+    assert process.controls.settings.permitted_symbols == ("BTCUSDT", "ETHUSDT")
+    assert len(process.faults()) == 1
+
+
+# ---- what a market order is worth
+
+
+def market(process: ProcessLimits, name: str, qty: float, side: str = "buy", symbol: str = "BTCUSDT") -> Any:
+    return process.controls.admit(name, symbol, side, qty)
+
+
+@pytest.mark.parametrize("told", ["on_price", "on_quote"])
+def test_a_market_order_counts_at_the_newest_price_and_without_one_it_is_refused(tmp_path: Path, told: str) -> None:
+    process = Rig(tmp_path, {**LIMITS, "pretrade": {}}).process
+
+    def price(usd: float) -> None:
+        prices = (usd,) if told == "on_price" else (usd - 1.0, usd + 1.0)
+        getattr(process.controls, told)("BTCUSDT", *prices)
+
+    refusal = market(process, "1", 0.0001)
+    assert refusal.kind == "price_missing"
+    assert refusal.sentence.startswith("BTCUSDT: a market order without a price of the symbol has no known value")
+    price(float("nan"))
+    process.controls.on_quote("BTCUSDT", 61_000.0, 59_000.0)  # crossed
+    assert market(process, "1", 0.0001).kind == "price_missing"
+    price(60_000.0)
+    refusal = market(process, "1", 9_999.0)
+    assert (refusal.kind, refusal.value) == ("symbol_limit", 9_999.0 * 60_000.0)
+    assert market(process, "1", 0.1) is None
+    assert process.monitor.get_potential_notional("BTCUSDT") == 6_000.0
+    assert market(process, "2", 0.0001, symbol="ETHUSDT").kind == "price_missing"
+
+
+def test_what_is_held_is_worth_what_the_market_says(tmp_path: Path) -> None:
+    process = Rig(tmp_path, {**LIMITS, "pretrade": {}}).process
+    process.controls.on_fill("BTCUSDT", "buy", 0.1, 60_000.0)
+    process.controls.on_price("BTCUSDT", 99_000.0)
+    assert process.monitor.get_total_notional() == pytest.approx(9_900.0)
+    assert process.controls.admit("1", "BTCUSDT", "buy", 0.002, 99_000.0).kind == "symbol_limit"  # type: ignore[union-attr]
+    process.controls.on_price("BTCUSDT", float("inf"))
+    process.controls.on_quote("BTCUSDT", 61_000.0, 59_000.0)
+    assert process.monitor.get_total_notional() == pytest.approx(9_900.0), "a bad price is worth nothing"
+    process.controls.on_price("BTCUSDT", 60_000.0)
+    assert process.controls.admit("1", "BTCUSDT", "buy", 0.002, 60_000.0) is None

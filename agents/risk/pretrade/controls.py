@@ -23,6 +23,7 @@ from typing import Any
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from agents.risk.events import MONITOR_ERROR
+from agents.risk.input_health import read_quote
 from agents.risk.limits import OrderRefused, RefusalKind
 from agents.risk.order_inputs import plain_sign, read_order
 from agents.risk.order_simulation import OrderSimulation
@@ -62,6 +63,7 @@ class PreTradeControls:
         rules: rules of the user's own.
         clock: nanoseconds; read once at the beginning of a check and once at its end.
         registry: where ``killswitch_orders_refused_total`` is counted; the process's default registry when ``None``.
+        on_lock: told when a strategy was disabled by its fills or enabled by a person, on that thread; must not wait.
 
     Raises:
         ValueError: there are counts of the day and no calendar.
@@ -80,6 +82,7 @@ class PreTradeControls:
         rules: Sequence[PretradeRule] = (),
         clock: NowNs = now_ns,
         registry: CollectorRegistry | None = None,
+        on_lock: Callable[[], None] | None = None,
     ) -> None:
         self.monitor = monitor
         self.refused: Counter[RefusalKind] = Counter()
@@ -88,6 +91,7 @@ class PreTradeControls:
         self._lock = threading.Lock()
         self._refused_lock = threading.Lock()
         self._last_ns = _LONG_AGO_NS
+        self._on_lock = on_lock
         self._own_rules = tuple(rules)
         self._strategies = OrderStrategies(lambda order: monitor.reserved(order) is not None)
         self._known = KnownControls(day=day, reduces=self._reduces, clock=clock)
@@ -110,11 +114,12 @@ class PreTradeControls:
     def _ask_known(self) -> None:
         """Have every order asked by the controls in force. The lock is held."""
         known, settings = self._known, self._settings
+        size = settings.order_size
         self._watched = known.health.prices if known.health is not None else {}
         # In the stated order; one that is off is a look that refuses nothing.
         self._looks = (
             _look(_made(PermittedSymbols, settings.permitted_symbols)),
-            _look(_made(OrderSize, settings.order_size)),
+            _look(None if size is None else OrderSize(size, known_price=self.monitor.known_price)),
             _look(known.repeated),
             _look(known.daily),
             _look(known.health),
@@ -426,7 +431,8 @@ class PreTradeControls:
         if repeated is None:
             return
         for name in self._strategies.executed(client_order_id, strategy):
-            repeated.on_fill(name)
+            if repeated.on_fill(name) and self._on_lock is not None:
+                self._on_lock()
 
     def release(self, client_order_id: str) -> bool:
         """The order is over, or was not sent: it works no more. Messages and counts of the day stay counted.
@@ -460,7 +466,10 @@ class PreTradeControls:
             ValueError: nobody is named, no reason is given, or the person is not designated.
         """
         repeated = self._known.repeated
-        return repeated is not None and repeated.enable(strategy, person, reason)
+        was_disabled = repeated is not None and repeated.enable(strategy, person, reason)
+        if was_disabled and self._on_lock is not None:
+            self._on_lock()
+        return was_disabled
 
     def disabled_strategies(self) -> list[str]:
         """The strategies that are disabled now."""
@@ -470,24 +479,34 @@ class PreTradeControls:
     # ---- prices
 
     def on_price(self, symbol: str, price: float) -> None:
-        """Take in a mark or a last trade; see :class:`~agents.risk.input_health.InputHealth`."""
+        """Take in a mark or a last trade; see :class:`~agents.risk.input_health.InputHealth`.
+
+        A good one is also what the monitor values the symbol at from now on. A bad one never is.
+        """
         health = self._known.health
         if health is not None:
             health.on_price(symbol, price)
+        self.monitor.on_mark(symbol, price)
 
     def on_quote(self, symbol: str, bid: float, ask: float) -> None:
-        """Take in a quote; likewise."""
+        """Take in a quote; likewise, with its middle."""
         health = self._known.health
         if health is not None:
             health.on_quote(symbol, bid, ask)
+        middle, fault = read_quote(bid, ask)
+        if middle is not None and fault is None:
+            self.monitor.on_mark(symbol, middle)
 
     # ---- over a restart
 
-    def persist_to_dict(self) -> dict[str, Any]:
+    def persist_to_dict(self, *, orders: bool = True) -> dict[str, Any]:
         """Return what a restart must not forget, as JSON values.
 
         Disabled strategies, counts of the day, and of which strategy the orders are that work. Positions and working
         orders are the monitor's to persist. Throttle, duplicates and prices start anew.
+
+        Args:
+            orders: False leaves the strategies of orders out, for whoever does not keep the orders either.
         """
         repeated, daily = self._known.repeated, self._known.daily
         return {
@@ -495,7 +514,7 @@ class PreTradeControls:
             "executions": None if repeated is None else repeated.to_json(),
             "disabled": {} if repeated is None else repeated.disabled_to_json(),
             "daily": None if daily is None else daily.to_json(),
-            "strategies": self._strategies.to_json(),
+            "strategies": self._strategies.to_json() if orders else {},
         }
 
     def restore_from_dict(self, data: Mapping[str, Any]) -> None:
