@@ -59,8 +59,15 @@ class CommandContext:
         return load_settings(self.config_path, {name: value for name, value in given.items() if value is not None})
 
     @contextmanager
-    def clusters(self, settings: Settings | None = None) -> Iterator[ClusterSet]:
-        """Open every store and give the cluster in them; all are closed on the way out."""
+    def clusters(
+        self, settings: Settings | None = None, *, request_timeout_ms: int | None = None
+    ) -> Iterator[ClusterSet]:
+        """Open every store and give the cluster in them; all are closed on the way out.
+
+        Args:
+            settings: as read already.
+            request_timeout_ms: time for one call, where it is not that of the settings.
+        """
         from killswitch.cluster import Cluster  # noqa: PLC0415 - only commands that need a store pay for it
         from killswitch.cluster_set import ClusterSet  # noqa: PLC0415 - as above
         from killswitch.stores import open_store  # noqa: PLC0415 - as above
@@ -73,7 +80,9 @@ class CommandContext:
             for url in settings.stores:
                 try:
                     opened = open_store(
-                        url, request_timeout_ms=timing.request_timeout_ms, backoff_cap_ms=timing.backoff_cap_ms
+                        url,
+                        request_timeout_ms=request_timeout_ms or timing.request_timeout_ms,
+                        backoff_cap_ms=timing.backoff_cap_ms,
                     )
                 except ValueError as error:
                     raise CommandError(str(error), EXIT_USAGE) from error
@@ -81,7 +90,7 @@ class CommandContext:
             yield ClusterSet([Cluster(store, settings.cluster, timing=timing) for store in stores])
 
     @contextmanager
-    def cluster(self, settings: Settings | None = None) -> Iterator[Cluster]:
+    def cluster(self, settings: Settings | None = None, *, request_timeout_ms: int | None = None) -> Iterator[Cluster]:
         """Open the store and give the cluster in it, for what deals with one store at a time."""
         from killswitch.stores.urls import without_secrets  # noqa: PLC0415 - as above
 
@@ -89,7 +98,7 @@ class CommandContext:
         if len(settings.stores) > 1:
             named = " or ".join(f"--store {without_secrets(url)}" for url in settings.stores)
             raise CommandError(f"this deals with one store at a time; give {named}", EXIT_USAGE)
-        with self.clusters(settings) as both:
+        with self.clusters(settings, request_timeout_ms=request_timeout_ms) as both:
             yield both.clusters[0]
 
     def emit_json(self, schema: str, body: dict[str, Any]) -> None:

@@ -254,13 +254,17 @@ def exposure(context: CommandContext) -> None:
             talk(f"NOT COUNTED, their reports cannot be read: {', '.join(unreadable)}")
 
 
+HISTORY_TIMEOUT_MS = 10_000
+"""The history grows for ever and is read in one piece, and no gate waits for it."""
+
+
 @click.command()
 @click.option("--verify", is_flag=True, help="Check that nothing was changed, is missing or stands in another order.")
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="Newest entries to show.")
 @click.pass_obj
 def history(context: CommandContext, verify: bool, limit: int) -> None:
     """Every change of the flag, newest last. With --verify it exits 1 when the chain does not hold."""
-    with context.cluster() as cluster:
+    with context.cluster(request_timeout_ms=HISTORY_TIMEOUT_MS) as cluster:
         faults = cluster.verify_history() if verify else []
         entries = cluster.history()
         if context.wants_json:

@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 
 from killswitch import stores
 from killswitch.cli import COMMANDS, cli
+from killswitch.cli.read_commands import HISTORY_TIMEOUT_MS
 from killswitch.cluster import Cluster
 from killswitch.core.flag import Flag
 from killswitch.records import LiveRecord
@@ -628,6 +629,25 @@ def test_an_etcd_that_is_not_there_exits_4_in_one_line() -> None:
     assert (done.returncode, done.stdout) == (4, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("Error: etcd at 127.0.0.1:1 did not answer")
+
+
+@pytest.mark.parametrize(
+    ("args", "request_timeout_ms"), [(("history", "--verify"), HISTORY_TIMEOUT_MS), (("status",), 50)]
+)
+def test_a_long_history_has_longer_than_what_a_gate_waits_for(
+    run: Run, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...], request_timeout_ms: int
+) -> None:
+    """NOTHING IS LOST: a history of years can be read and verified, though the time for one call is short elsewhere."""
+    asked: list[int] = []
+    real = stores.open_store
+
+    def watched(url: str, **named: Any) -> Any:
+        asked.append(named["request_timeout_ms"])
+        return real(url, **named)
+
+    monkeypatch.setattr(stores, "open_store", watched)
+    assert run(*args).exit_code == 0
+    assert asked == [request_timeout_ms]
 
 
 @pytest.mark.parametrize("store", ["nonsense", "mysql://h", "etcd://h:99999", "embedded://"])
