@@ -4,7 +4,7 @@ Every key is named ``killswitch:...``, so that a database can be shared and one 
 
 =========================  =========  ==========================================================================
 ``killswitch:key:KEY``     hash       ``value`` and ``version`` of the port's KEY; with an expiry while it is leased
-``killswitch:meta``        hash       last ``version``; ``birth``, the first one; ``keys``, their number; ``pruned``
+``killswitch:meta``        hash       last ``version``; ``birth``, this life's name; ``keys``, their number; ``pruned``
 ``killswitch:index``       sorted     every KEY, in the order of bytes
 ``killswitch:changes``     sorted     every KEY by the version of its last change, deleted ones included
 ``killswitch:deleted``     sorted     deleted KEYs by version; beyond 10,000 the oldest are forgotten
@@ -85,7 +85,8 @@ local function next_version(names)
   -- Before the first write, because here a missing right to the channel shows. Nobody acts on it before all is written.
   redis.call('PUBLISH', channel, cjson.encode(said))
   redis.call('HSET', meta, 'version', version)
-  if not last then redis.call('HSET', meta, 'birth', version) end
+  -- A watch that looked first has given it one, and would take another for the loss of all that it knew.
+  if not last and not redis.call('HGET', meta, 'birth') then redis.call('HSET', meta, 'birth', version) end
   return version
 end
 
@@ -285,13 +286,17 @@ if #gone > 0 then
   prune()
 end
 
-local birth = redis.call('HGET', meta, 'birth') or ''
+local birth = redis.call('HGET', meta, 'birth')
+if not birth then
+  -- An empty store gets its birth here, so that the caller notices when all that comes now is lost before it looks
+  -- again. After the fence a full Redis takes it, too: it refuses memory to the first write of a script alone.
+  birth = text(time_us())
+  redis.call('HSET', meta, 'birth', birth)
+end
 local newest = redis.call('HGET', meta, 'version') or '0'
 local pruned = redis.call('HGET', meta, 'pruned') or '0'
 local known_birth, known, prefix = ARGV[3], ARGV[4], ARGV[5]
--- A store that was empty when the caller looked has had no other life.
-local another = known_birth ~= '' and birth ~= known_birth
-if known == '' or another or tonumber(newest) < tonumber(known) or tonumber(pruned) > tonumber(known) then
+if known == '' or birth ~= known_birth or tonumber(newest) < tonumber(known) or tonumber(pruned) > tonumber(known) then
   return {1, birth, newest, 1, 0}
 end
 local upto, more = newest, 0

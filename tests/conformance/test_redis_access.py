@@ -54,7 +54,7 @@ def test_a_user_with_the_listed_rights_can_do_everything(
         expiring = store.hold(f"{at}expiring", b"v", 100)
         observer.wait_for(expiring.key, None)
         assert store.scan(at) == []
-        assert store.server_settings() == {"role": "master", "connected_replicas": "0"}
+        assert store.server_settings() == {"wait_replicas": "0", "role": "master", "connected_replicas": "0"}
         assert store.server_version() == ""
 
 

@@ -75,6 +75,28 @@ def test_after_a_flushall_everything_is_absent_versions_grow_on_and_watches_say_
     observer.wait_for_gap(after=gaps_before)
 
 
+def test_a_watch_that_saw_an_empty_store_says_gap_when_what_came_then_is_lost_too(
+    rig: RedisContainerRig, store: Store, admin: redis.Redis, at: str, observer: Observer
+) -> None:
+    """UNKNOWN IS FROZEN: somebody may have read what was there between two looks of the watch."""
+    with rig.open_with(path="/0") as speechless:
+        speechless._calls.channel = "killswitch:lost"
+        speechless.commit({}, {f"{at}flag": b"frozen"})
+        store.watch(at, observer.on_change, observer.on_gap)
+        observer.wait_for_gap()
+        gaps_before = observer.gaps
+        admin.flushall()
+        observer.wait_for_gap(after=gaps_before)
+        gaps_before = observer.gaps
+        # No message tells of the two, so that they fall between two looks.
+        speechless.commit({}, {f"{at}flag": b"active"})
+        admin.flushall()
+        observer.wait_for_gap(after=gaps_before)
+        # The first change in an empty store is no loss.
+        speechless.commit({}, {f"{at}flag": b"said again"})
+        observer.wait_for(f"{at}flag", b"said again")
+
+
 def test_a_clock_that_goes_back_takes_no_version_back(store: Store, admin: redis.Redis, at: str) -> None:
     """Versions are the time only while that is later than the last one; then they count."""
     ahead = store.commit({}, {f"{at}k": b"1"}) + 3_600_000_000
@@ -409,6 +431,21 @@ def test_a_full_redis_refuses_writes_and_can_still_be_read(store: Store, admin: 
         admin.config_set("maxmemory", 0)
 
 
+def test_a_watch_begins_on_a_redis_that_is_empty_and_full(
+    store: Store, admin: redis.Redis, at: str, observer: Observer
+) -> None:
+    """What others keep in it may fill it. A look that gives an empty store its birth goes through all the same."""
+    admin.flushall()
+    admin.config_set("maxmemory", 1)
+    try:
+        store.watch(at, observer.on_change, observer.on_gap)
+        observer.wait_for_gap()
+    finally:
+        admin.config_set("maxmemory", 0)
+    store.commit({}, {f"{at}k": b"v"})
+    observer.wait_for(f"{at}k", b"v")
+
+
 def test_a_forgotten_script_is_sent_again(store: Store, admin: redis.Redis, at: str) -> None:
     """SCRIPT FLUSH, like a restart, costs a round trip and no request."""
     version = store.commit({}, {f"{at}k": b"v"})
@@ -430,6 +467,7 @@ def test_more_threads_than_connections_wait_for_one_another(store: Store, admin:
 def test_the_settings_that_decide_what_is_forgotten_are_told(store: RedisStore, admin: redis.Redis) -> None:
     """For an operator, and for `killswitch doctor`."""
     assert store.server_settings() == {
+        "wait_replicas": "0",
         "maxmemory_policy": "noeviction",
         "appendonly": "yes",
         "appendfsync": "always",
