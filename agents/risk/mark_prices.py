@@ -43,7 +43,7 @@ def marked_total(
     """Sum of worst cases at mark prices: in floats where that decides, else in exact decimals.
 
     Args:
-        source: of the mark prices; asked for the symbols that are held, and for no other.
+        source: of the mark prices; asked for the symbols that are held or that orders sell, and for no other.
         others: what is held and working, by symbol.
         beside_usd: what the sum will be added to.
         sure_usd: up to this, floats decide.
@@ -51,7 +51,9 @@ def marked_total(
     Raises:
         MarkFault: as :func:`mark_price`.
     """
-    marked = [(one, mark_price(source, symbol) if one.held else 0.0) for symbol, one in others.items()]
+    marked = [
+        (one, mark_price(source, symbol) if one.held or one.sells_quantity else 0.0) for symbol, one in others.items()
+    ]
     rough_usd = math.fsum(one.rough_usd(mark) for one, mark in marked)
     if rough_usd + float(beside_usd) <= sure_usd:
         return Decimal(rough_usd)
@@ -62,18 +64,25 @@ def marked_total(
 
 
 class Exposed(NamedTuple):
-    """What is held of one symbol and works in it, at one moment. USD of working orders are at their own prices."""
+    """What is held of one symbol and works in it, at one moment. USD of working orders are what each counts at.
+
+    A sell fills at its price or at a better one, so what is sold is worth the mark where that is more.
+    """
 
     held: Held | None
     buys_usd: Decimal
     sells_usd: Decimal
+    sells_quantity: Decimal
 
     def rough_usd(self, mark: float) -> float:
         """The worst case at this mark price, in floats."""
         signed = self.held.quantity * mark if self.held else 0.0
-        return max(signed + float(self.buys_usd), float(self.sells_usd) - signed)
+        sells_usd = max(float(self.sells_usd), float(self.sells_quantity) * mark)
+        return max(signed + float(self.buys_usd), sells_usd - signed)
 
     def exact_usd(self, mark: float) -> Decimal:
         """The worst case at this mark price."""
-        signed = EXACT.multiply(self.held.exact_quantity, exact(mark)) if self.held else ZERO
-        return max(EXACT.add(signed, self.buys_usd), EXACT.subtract(self.sells_usd, signed))
+        value = exact(mark)
+        signed = EXACT.multiply(self.held.exact_quantity, value) if self.held else ZERO
+        sells_usd = max(self.sells_usd, EXACT.multiply(self.sells_quantity, value))
+        return max(EXACT.add(signed, self.buys_usd), EXACT.subtract(sells_usd, signed))

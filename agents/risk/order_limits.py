@@ -5,20 +5,14 @@ The part of :class:`~agents.risk.runtime_monitor.RuntimeRiskMonitor` that change
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from decimal import Decimal
 
-from prometheus_client import REGISTRY, CollectorRegistry
-
-from agents.risk.events import MONITOR_ERROR, FreezeEvent
+from agents.risk.events import MONITOR_ERROR
 from agents.risk.exact import EXACT, ZERO, exact
-from agents.risk.freeze_doors import FreezeDoors
 from agents.risk.limit_rule import FLOAT_MARGIN, Moment, Verdict, judge
-from agents.risk.limit_schedule import EffectiveLimits, LimitSchedule, LimitScheduleSettings, MinuteOfDay
-from agents.risk.limits import OrderRefused, RiskLimits
-from agents.risk.local_freeze import say
-from agents.risk.mark_prices import Exposed, MarkFault, MarkPriceSource
+from agents.risk.limits import OrderRefused
+from agents.risk.limits_in_force import LimitsInForce
+from agents.risk.mark_prices import MarkFault
 from agents.risk.order_inputs import (
     ReadOrder,
     finite_number,
@@ -31,213 +25,16 @@ from agents.risk.order_inputs import (
     text_or_none,
 )
 from agents.risk.order_simulation import OrderSimulation
-from agents.risk.potential_book import PotentialBook
-from agents.risk.settings_diff import say_changed
-from agents.risk.warning_ladder import LimitWarning, WarningLadder, warning_counter
+from agents.risk.warning_ladder import LimitWarning
 from agents.risk.working_orders import WorkingOrder
-from killswitch.clock import NowNs, WallClock, now_ns
 from killswitch.core.reduce_only import stays_within
-
-WorkingOrderRule = Callable[[str, int, int], OrderRefused | None]
-"""Takes a symbol, how many orders work in it and how many in all; refuses one more order, or does not."""
 
 _SURE = 1 - FLOAT_MARGIN
 _WIDER = 1 + FLOAT_MARGIN
 
 
-class OrderLimits(FreezeDoors):
-    """The limits, and what is held and working, which they are about. Thread-safe.
-
-    Arguments as :class:`~agents.risk.runtime_monitor.RuntimeRiskMonitor` has them.
-
-    Attributes:
-        limits: the limits that orders are held against.
-        schedule: limits by symbol, time of day and volatility; ``None`` when there are none. It stays the same object
-            when its settings change.
-        blocks_total: orders refused, ever.
-    """
-
-    def __init__(
-        self,
-        limits: RiskLimits,
-        *,
-        marks: MarkPriceSource | None,
-        wall_clock: WallClock,
-        on_freeze: Callable[[FreezeEvent], None] | None,
-        registry: CollectorRegistry | None,
-        schedule: LimitSchedule | None,
-        on_warning: Callable[[LimitWarning], None] | None,
-        max_working_orders: int,
-        price_required: bool,
-    ) -> None:
-        super().__init__(limits, lock=threading.Lock(), wall_clock=wall_clock, on_freeze=on_freeze, registry=registry)
-        self.blocks_total = 0
-        self._marks = marks
-        self._price_required = price_required
-        self.schedule = schedule
-        self._known_schedule = schedule  # also while it is switched off: volatilities go on coming to it
-        self._limits_changes = 0
-        self._on_warning = on_warning
-        self._warnings_told = warning_counter(registry if registry is not None else REGISTRY)
-        self._ladder = WarningLadder()
-        # Mark prices are asked for without the lock, so that a slow source holds up no fill; this one keeps two
-        # reservations from being judged by the same moment meanwhile.
-        self._reserving = threading.Lock()
-        self._working_order_rule: WorkingOrderRule | None = None
-        self._book = PotentialBook(max_working_orders)
-        self._take_limits(limits)
-
-    def _take_limits(self, limits: RiskLimits) -> None:
-        self.limits = limits
-        symbol_usd, total_usd = limits.max_inventory_usd, limits.max_total_notional
-        self._fixed_limits = EffectiveLimits(symbol_usd, total_usd, exact(symbol_usd), exact(total_usd))
-        self._fixed_quick = symbol_usd, total_usd
-
-    def set_limits(self, limits: RiskLimits) -> None:
-        """Hold orders against other limits from now on. Positions and orders that work already stay.
-
-        Below what is held, orders that grow are refused and orders that reduce pass. The warning ladder looks again.
-        """
-        with self._lock:
-            before = self.limits
-            self._take_limits(limits)
-            self._limits_changes += 1
-        say_changed("risk limits changed", before, limits)
-        self._look_at_all()
-
-    def set_schedule(
-        self,
-        settings: LimitScheduleSettings | None,
-        *,
-        session_clock: MinuteOfDay | None = None,
-        clock: NowNs = now_ns,
-    ) -> None:
-        """Tighten the limits by another schedule from now on; ``None``: by none. What works already stays.
-
-        Volatilities that are known are held against the new steps. A schedule that is switched off goes on taking
-        volatilities in, and knows them when it is switched on again. The warning ladder looks again.
-
-        Where both change, tell first what tightens: between two calls the old of one holds with the new of the other;
-        or call :meth:`set_limits_and_schedule`, which knows no in between.
-
-        Args:
-            settings: how the limits tighten.
-            session_clock: the time of day; the one that is known already when ``None``.
-            clock: nanoseconds, for the first schedule of a monitor that was made without one.
-
-        Raises:
-            ValueError: there are sessions and no session clock. Nothing has changed.
-        """
-        with self._lock:
-            before = self._take_schedule(settings, session_clock, clock)
-        say_changed("limit schedule changed", before, settings)
-        self._look_at_all()
-
-    def set_limits_and_schedule(
-        self,
-        limits: RiskLimits,
-        settings: LimitScheduleSettings | None,
-        *,
-        session_clock: MinuteOfDay | None = None,
-        clock: NowNs = now_ns,
-    ) -> None:
-        """Change both in one step; arguments and errors as :meth:`set_limits` and :meth:`set_schedule` have them."""
-        with self._lock:
-            before = self.limits
-            schedule_before = self._take_schedule(settings, session_clock, clock)
-            self._take_limits(limits)
-        say_changed("risk limits changed", before, limits)
-        say_changed("limit schedule changed", schedule_before, settings)
-        self._look_at_all()
-
-    def _take_schedule(
-        self, settings: LimitScheduleSettings | None, session_clock: MinuteOfDay | None, clock: NowNs
-    ) -> LimitScheduleSettings | None:
-        """Change the schedule and return its settings of before. The lock is held."""
-        before = None if self.schedule is None else self.schedule.settings
-        if settings is None:
-            self.schedule = None
-        elif self._known_schedule is None:
-            self._known_schedule = LimitSchedule(settings, session_clock=session_clock, clock=clock)
-            self.schedule = self._known_schedule
-        else:
-            self._known_schedule.set_settings(settings, session_clock=session_clock)
-            self.schedule = self._known_schedule
-        self._limits_changes += 1
-        return before
-
-    def _look_at_all(self) -> None:
-        """Hold every figure against the warning ladder of limits that have changed. No lock is held.
-
-        One symbol at a time, so that no order waits for thousands of them.
-        """
-        with self._lock:
-            symbols = {*self._book.positions.held, *self._book.working.by_symbol}
-        for symbol in symbols:
-            with self._lock:
-                warnings = self._look(symbol, self._quick_limits(symbol))
-            if warnings:
-                self._warn(warnings)
-
-    def limit_working_orders(self, rule: WorkingOrderRule | None) -> None:
-        """Ask this rule, with the lock held, before every reservation; ``None`` asks none."""
-        with self._lock:
-            self._working_order_rule = rule
-
-    def limits_of(self, symbol: str) -> EffectiveLimits:
-        """The limits of a symbol as they are now: by symbol, time of day and volatility."""
-        schedule, fixed = self.schedule, self._fixed_limits
-        return fixed if schedule is None else schedule.limits(symbol, fixed.symbol_usd, fixed.total_usd)
-
-    def _quick_limits(self, symbol: str) -> tuple[float, float]:
-        """Limit of the symbol and total limit, as floats."""
-        schedule = self.schedule
-        if schedule is None:
-            return self._fixed_quick
-        symbol_usd, total_usd = self._fixed_quick
-        table = schedule.table
-        own_usd = table.symbol_limits_usd.get(symbol)
-        if own_usd is not None and own_usd < symbol_usd:
-            symbol_usd = own_usd
-        symbol_pct, total_pct = table.percent(symbol)
-        return symbol_usd * symbol_pct / 100.0, total_usd * total_pct / 100.0
-
-    # ---- prices
-
-    def on_mark(self, symbol: str, price: float) -> None:
-        """Value a symbol at this price from now on: what is held of it, what works in it, orders without a price.
-
-        Call it whenever the market moves, from any thread; a price that says nothing new costs little. It freezes
-        nothing and never raises: what is no finite number above 0 (1e-18 to 1e15), or of no symbol, is no knowledge,
-        and the last good price goes on counting. Whether a price is too old is for the health of the prices to say.
-        A monitor with ``get_mark_price`` asks that instead, and takes nothing in here.
-
-        Args:
-            symbol: name of the instrument.
-            price: USD.
-        """
-        worth = finite_number(price)
-        if self._marks is not None or worth is None or not in_range(worth) or not is_name(symbol):
-            return
-        self._take_mark(symbol, worth)
-
-    def _take_mark(self, symbol: str, price: float) -> None:
-        book = self._book
-        with self._lock:
-            held = book.positions.held.get(symbol)
-            if book.marks.get(symbol) == price and (held is None or held.price == price):
-                return
-            warnings = self._look(symbol, self._quick_limits(symbol)) if book.mark(symbol, price) else ()
-        if warnings:
-            self._warn(warnings)
-
-    def knows_price(self, symbol: str) -> bool:
-        """Tell whether anything is known of what a unit of a symbol is worth.
-
-        True with ``get_mark_price``, after a good :meth:`on_mark`, and while the symbol is held, which was bought or
-        sold at a price. The 1.0 USD that stands for an unknown price is not knowledge.
-        """
-        return self._marks is not None or (is_name(symbol) and self._book.known_price(symbol) is not None)
+class OrderLimits(LimitsInForce):
+    """Holds orders against the limits. Thread-safe."""
 
     # ---- before an order
 
@@ -252,7 +49,12 @@ class OrderLimits(FreezeDoors):
             qty: quantity, greater than 0.
             price: USD, greater than 0; the mark price when ``None``.
         """
-        refusal = self.explain_order(symbol, side, qty, price)
+        if self._marks is None:
+            refusal = self.explain_order(symbol, side, qty, price)
+        else:
+            refusal, verdict = self._explain(symbol, side, qty, price)
+            if verdict is not None:
+                self._warn(self._look_at_verdict(symbol, verdict, counted=False))
         return refusal is None or self._count_refusal(refusal) is None
 
     def explain_order(self, symbol: str, side: str, qty: float, price: float | None = None) -> OrderRefused | None:
@@ -263,13 +65,34 @@ class OrderLimits(FreezeDoors):
         sign = plain_sign(symbol, side, qty, price)
         if sign and price is not None and self.surely_passes(symbol, sign, qty, price):
             return None
+        return self._explain(symbol, side, qty, price)[0]
+
+    def _explain(
+        self, symbol: str, side: str, qty: float, price: float | None
+    ) -> tuple[OrderRefused | None, Verdict | None]:
+        """Return the first refusal, and the verdict where the order came so far."""
         if self._local_freeze.in_force:
-            return self._frozen_refusal(symbol)
+            return self._frozen_refusal(symbol), None
         order = read_order(symbol, side, qty, price)
         verdict = order if isinstance(order, OrderRefused) else self._judge(order)
         if isinstance(verdict, OrderRefused):
-            return verdict
-        return verdict.refusals[0] if verdict.refusals else None
+            return verdict, None
+        if verdict.refusals:
+            return verdict.refusals[0], verdict
+        with self._lock:
+            return self._room_refusal(symbol), verdict
+
+    def _look_at_verdict(self, symbol: str, verdict: Verdict, *, counted: bool) -> tuple[LimitWarning, ...]:
+        """Hold the figures of a verdict at mark prices against the warning ladder; the lock is not held.
+
+        With the order when it counts from now on, without it when it was only asked about.
+        """
+        if verdict.standing_usd is None:
+            return ()
+        symbol_usd = max(verdict.standing_usd, verdict.symbol_usd) if counted else verdict.standing_usd
+        others_usd = EXACT.subtract(verdict.total_usd, verdict.symbol_usd)
+        with self._lock:
+            return self._see(symbol, float(symbol_usd), float(EXACT.add(others_usd, symbol_usd)))
 
     def simulate_order(self, symbol: str, side: str, qty: float, price: float | None = None) -> OrderSimulation:
         """Work out everything that would happen to an order, without any side effect.
@@ -284,7 +107,9 @@ class OrderLimits(FreezeDoors):
             return OrderSimulation(refusals=(*frozen, verdict) if isinstance(verdict, OrderRefused) else frozen)
         limits = self.limits_of(order.symbol)
         symbol_usd, total_usd = float(verdict.symbol_usd), float(verdict.total_usd)
-        refusals = (*frozen, *verdict.refusals)
+        with self._lock:
+            room = self._room_refusal(order.symbol)
+        refusals = (*frozen, *verdict.refusals, *(() if room is None else (room,)))
         warnings: tuple[LimitWarning, ...] = ()
         if not refusals and not verdict.reduces:
             with self._lock:
@@ -370,8 +195,9 @@ class OrderLimits(FreezeDoors):
         book = self._book
         book.book()
         quantity, usd = self._same_side(order.symbol, order.sign, own)
-        others = {}
+        alone, others = None, {}
         if self._marks is not None:
+            alone = self._exposed(order.symbol)
             others = {
                 symbol: self._exposed(symbol)
                 for symbol in {*self._book.positions.held, *self._book.working.by_symbol} - {order.symbol}
@@ -382,6 +208,7 @@ class OrderLimits(FreezeDoors):
             same_side_quantity=quantity,
             same_side_usd=usd,
             others_usd=EXACT.subtract(book.exact_total_usd, book.worst_usd(order.symbol)),
+            own=alone,
             others=others,
         )
 
@@ -398,14 +225,6 @@ class OrderLimits(FreezeDoors):
             EXACT.subtract(sums.exact_usd, own.counted_usd),
         )
 
-    def _exposed(self, symbol: str) -> Exposed:
-        work = self._book.working.by_symbol.get(symbol)
-        return Exposed(
-            self._book.positions.held.get(symbol),
-            work.buys.exact_usd if work else ZERO,
-            work.sells.exact_usd if work else ZERO,
-        )
-
     # ---- the quick look
 
     def surely_passes(self, symbol: str, sign: int, qty: float, price: float) -> bool:
@@ -418,7 +237,17 @@ class OrderLimits(FreezeDoors):
         with self._lock:
             # Both limits are of one moment only while the lock is held.
             limits = self._quick_limits(symbol)
-            return not self._local_freeze.in_force and self._surely_fits(symbol, sign, qty, price, limits)
+            if self._local_freeze.in_force or not self._surely_fits(symbol, sign, qty, price, limits):
+                return False
+            # As in _room_refusal, without the calls: this is asked for every order.
+            working, rule = self._book.working, self._working_order_rule
+            in_all = len(working.orders)
+            if in_all >= working.max_orders:
+                return False
+            if rule is None:
+                return True
+            work = working.by_symbol.get(symbol)
+            return rule(symbol, work.orders if work is not None else 0, in_all) is None
 
     def _surely_fits(self, symbol: str, sign: int, qty: float, price: float, limits: tuple[float, float]) -> bool:
         """Decide the common case in floats: True only when the exact rule passes the order too. The lock is held."""
@@ -428,20 +257,29 @@ class OrderLimits(FreezeDoors):
         total_usd = book.total_usd
         held = book.positions.held.get(symbol)
         work = book.working.by_symbol.get(symbol)
-        signed = own_usd = 0.0
+        signed = own_usd = position_usd = 0.0
         if held is not None:
             signed, own_usd = held.quantity * sign, held.notional
+            if price < held.price:
+                if sign < 0:  # the price of a sell is the least that it may fetch
+                    price = held.price
+                else:
+                    position_usd = own_usd - signed * price  # what is held is not worth less for a low bid
+        elif sign < 0:
+            known = book.marks.get(symbol)
+            if known is not None and known > price:
+                price = known
         if work is None:
             if signed < 0.0:
                 # Rounding is monotone: strictly less as floats is strictly less as decimals. An order that closes or
                 # crosses goes the exact way.
                 return qty < -signed
-            after_usd = (signed + qty) * price
+            after_usd = (signed + qty) * price + position_usd
         else:
             sums = work.buys if sign > 0 else work.sells
             if signed < 0.0:
                 return (qty + sums.quantity) * _WIDER < -signed
-            after_usd = (signed + qty) * price + sums.usd
+            after_usd = (signed + qty) * price + position_usd + sums.usd
             by_units_usd = (signed + qty + sums.quantity) * price
             after_usd = max(after_usd, by_units_usd)
             own_usd += work.extra
@@ -452,30 +290,3 @@ class OrderLimits(FreezeDoors):
             # Beyond the limit the difference above may have lost more than the margin.
             and total_usd <= total_limit
         )
-
-    # ---- warnings
-
-    def _look(self, symbol: str, limits: tuple[float, float]) -> tuple[LimitWarning, ...]:
-        """Hold the figures of a symbol and the total against the warning ladder. The lock is held."""
-        book = self._book
-        held, work = book.positions.held.get(symbol), book.working.by_symbol.get(symbol)
-        usd = (held.notional if held is not None else 0.0) + (work.extra if work is not None else 0.0)
-        symbol_limit, total_limit = limits
-        if self._ladder.is_quiet(usd, symbol_limit) and self._ladder.is_quiet(book.total_usd, total_limit):
-            return ()
-        in_symbol = self._ladder.see(symbol, usd, symbol_limit)
-        in_total = self._ladder.see(None, book.total_usd, total_limit)
-        return (*in_symbol, *in_total)
-
-    def _warn(self, warnings: tuple[LimitWarning, ...]) -> None:
-        """Tell what the ladder said. No lock is held."""
-        for warning in warnings:
-            self._warnings_told.labels(limit=warning.limit_name, step_pct=str(warning.step_pct)).inc()
-            say("warning", "limit nearly reached", step_pct=warning.step_pct, symbol=warning.symbol,
-                value_usd=warning.value_usd, limit_usd=warning.limit_usd)  # fmt: skip
-            if self._on_warning is None:
-                continue
-            try:
-                self._on_warning(warning)
-            except Exception as error:  # noqa: BLE001 - a warning that cannot be told must stop no order
-                say("error", "a warning could not be passed on", error=repr(error), symbol=warning.symbol)

@@ -1,17 +1,19 @@
 """Positions and working orders together: what would be held if the worst subset of the working orders filled.
 
-The worth of an outcome is its signed notional: the position at its price plus or minus every filled order at the
-order's own price. The worst over all subsets is then, for each symbol, the larger of "position and all buys" and "all
-sells less the position". The total is the sum of the worst of every symbol. Everything is exact, and every event costs
-the same however many symbols are held and however many orders work.
+The worth of an outcome is its signed notional: the position at its price plus or minus every filled order at what that
+counts at. A buy counts at its own price. A sell may fetch more than it asks: it counts at what the symbol was known to
+be worth when it was sent, where that is more, and all sells of a symbol together at no less than it is worth now. The
+worst over all subsets is then, for each symbol, the larger of "position and all buys" and "all sells less the
+position". The total is the sum of the worst of every symbol. Everything is exact, and every event costs the same
+however many symbols are held and however many orders work.
 """
 
 from __future__ import annotations
 
 from decimal import Decimal
 
-from agents.risk.exact import EXACT, ZERO
-from agents.risk.position_book import MAX_SYMBOLS, Held, PositionBook
+from agents.risk.exact import EXACT, ZERO, exact
+from agents.risk.position_book import MAX_SYMBOLS, PositionBook
 from agents.risk.working_orders import MAX_UNBOOKED, SymbolWork, WorkingOrder, WorkingOrders
 
 MAX_QUICK_EVENTS = 50_000
@@ -54,9 +56,19 @@ class PotentialBook:
         self.exact_total_usd = ZERO
         self.total_usd = 0.0
 
-    def reserve(self, client_order_id: str, symbol: str, sign: int, qty: float, price: float) -> None:
-        """Count an order whose id is new: in floats at once, exactly at the next :meth:`book`."""
-        work = self.working.add(client_order_id, symbol, sign, qty, price)
+    def reserve(  # noqa: PLR0917 - called for every order
+        self, client_order_id: str, symbol: str, sign: int, qty: float, price: float, at_least: float
+    ) -> None:
+        """Count an order whose id is new: in floats at once, exactly at the next :meth:`book`.
+
+        A unit of it counts at its price or at ``at_least``, whichever is more, and of a sell at no less than is known.
+        """
+        worth = price if price > at_least else at_least
+        if sign < 0:
+            known = self.known_price(symbol)
+            if known is not None and known > worth:
+                worth = known
+        work = self.working.add(client_order_id, symbol, sign, qty, price, worth)
         self._adjust(symbol, work)
         self._quick_events += 1
         if len(self.working.unbooked) > MAX_UNBOOKED:
@@ -79,6 +91,9 @@ class PotentialBook:
         """Bring the floats of a symbol and of the total to what its sums of floats are now."""
         held = self.positions.held.get(symbol)
         buys_usd, sells_usd = work.buys.usd, work.sells.usd
+        if sells_usd:
+            known = held.price if held is not None else self.marks.get(symbol, 0.0)
+            sells_usd = max(sells_usd, work.sells.quantity * known)
         if held is not None:
             if held.quantity > 0:
                 sells_usd -= 2.0 * held.notional
@@ -143,11 +158,16 @@ class PotentialBook:
         held = self.positions.held.get(symbol)
         return held.price if held is not None else self.marks.get(symbol)
 
-    def amend(self, client_order_id: str, quantity: Decimal, price: Decimal) -> None:
-        """Count the larger of before and after. The id is known."""
+    def amend(self, client_order_id: str, quantity: Decimal, price: Decimal, at_least: Decimal) -> None:
+        """Count the larger of before and after, the latter at its price or at ``at_least``. The id is known."""
         self.book()
-        self.working.amend(client_order_id, quantity, price)
-        self._refresh(self.working.orders[client_order_id].symbol)
+        order = self.working.orders[client_order_id]
+        worth = max(price, at_least)
+        if order.sign < 0:
+            known = self.known_price(order.symbol)
+            worth = worth if known is None else max(worth, exact(known))
+        self.working.amend(client_order_id, quantity, price, worth)
+        self._refresh(order.symbol)
 
     def settle(self, client_order_id: str, *, accepted: bool) -> WorkingOrder | None:
         """The venue has answered an amendment. ``None`` for an unknown id."""
@@ -196,7 +216,7 @@ class PotentialBook:
             self.working.forget_if_empty(symbol)
             return
         if work is not None:
-            extra, before = _extra(self.positions.held.get(symbol), work), work.extra_usd
+            extra, before = self._extra(symbol, work), work.extra_usd
             if extra != work.extra_usd:
                 self._extra_usd = EXACT.add(self._extra_usd, EXACT.subtract(extra, work.extra_usd))
                 work.extra_usd = extra
@@ -206,19 +226,21 @@ class PotentialBook:
             self.working.forget_if_empty(symbol)
         self._total()
 
+    def _extra(self, symbol: str, work: SymbolWork) -> Decimal:
+        """How far the worst case lies above what is held; never below 0."""
+        held, buys_usd, sells_usd = self.positions.held.get(symbol), work.buys.exact_usd, work.sells.exact_usd
+        known = held.price if held is not None else self.marks.get(symbol)
+        if sells_usd and known is not None:
+            sells_usd = max(sells_usd, EXACT.multiply(work.sells.exact_quantity, exact(known)))
+        if held is None:
+            return max(buys_usd, sells_usd)
+        along_usd, against_usd = (buys_usd, sells_usd) if held.quantity > 0 else (sells_usd, buys_usd)
+        # Everything on the position's own side fills and nothing else, or everything on the other side fills and turns
+        # it into a larger one of the other sign.
+        return max(along_usd, EXACT.subtract(against_usd, EXACT.add(held.exact_notional, held.exact_notional)))
+
     def _total(self) -> None:
         self.exact_total_usd = EXACT.add(self.positions.exact_total_usd, self._extra_usd)
         if not self.working.unbooked:
             self._ahead = 0.0
         self.total_usd = float(self.exact_total_usd) + self._ahead
-
-
-def _extra(held: Held | None, work: SymbolWork) -> Decimal:
-    """How far the worst case lies above what is held; never below 0."""
-    if held is None:
-        return max(work.buys.exact_usd, work.sells.exact_usd)
-    along, against = (work.buys, work.sells) if held.quantity > 0 else (work.sells, work.buys)
-    # Everything on the position's own side fills and nothing else, or everything on the other side fills and turns it
-    # into a larger one of the other sign.
-    turned = EXACT.subtract(against.exact_usd, EXACT.add(held.exact_notional, held.exact_notional))
-    return max(along.exact_usd, turned)

@@ -49,7 +49,7 @@ class Reservations(OrderLimits):
         sign = plain_sign(symbol, side, qty, price)
         limits = self._quick_limits(symbol) if sign else None
         if limits is not None and price is not None and self._surely_fits(symbol, sign, qty, price, limits):
-            return self._count(client_order_id, symbol, sign, qty, price, limits)
+            return self._count(client_order_id, symbol, sign, qty, price, 0.0, limits)
         order = read_order(symbol, side, qty, price)
         if isinstance(order, OrderRefused):
             return order, ()
@@ -73,20 +73,27 @@ class Reservations(OrderLimits):
         with self._lock:
             if self._local_freeze.in_force:
                 return self._frozen_refusal(symbol), ()
-            return self._count_judged(client_order_id, order, verdict)
+            refusal, _ = self._count_judged(client_order_id, order, verdict)
+        return refusal, self._look_at_verdict(order.symbol, verdict, counted=refusal is None)
 
     def _count_judged(self, client_order_id: str, order: ReadOrder, verdict: Verdict) -> _Outcome:
         if verdict.refusals:
             return verdict.refusals[0], ()
-        limits = self._quick_limits(order.symbol)
-        return self._count(
-            client_order_id, order.symbol, order.sign, float(order.quantity), float(verdict.price), limits
-        )
+        worth, limits = float(verdict.price), self._quick_limits(order.symbol)
+        price = worth if order.price is None else order.price
+        return self._count(client_order_id, order.symbol, order.sign, float(order.quantity), price, worth, limits)
 
     def _count(  # noqa: PLR0917 - called for every order
-        self, client_order_id: str, symbol: str, sign: int, qty: float, price: float, limits: tuple[float, float]
+        self,
+        client_order_id: str,
+        symbol: str,
+        sign: int,
+        qty: float,
+        price: float,
+        at_least: float,
+        limits: tuple[float, float],
     ) -> _Outcome:
-        """Reserve an order that the limits let pass. The lock is held."""
+        """Reserve an order that the limits let pass, a unit of it at its price or at ``at_least``. The lock is held."""
         working = self._book.working
         if client_order_id.__class__ is not str or not client_order_id:
             return refused("bad_input", symbol, f"{symbol}: an order needs an id; {client_order_id!r} is none"), ()
@@ -94,13 +101,10 @@ class Reservations(OrderLimits):
             return refused(
                 "duplicate_id", symbol, f"{symbol}: an order with the id {client_order_id} works already"
             ), ()
-        if len(working.orders) >= working.max_orders:
-            return _too_many(symbol, working.max_orders), ()
-        if self._working_order_rule is not None:
-            refusal = self._working_order_rule(symbol, working.orders_of(symbol), len(working.orders))
-            if refusal is not None:
-                return refusal, ()
-        self._book.reserve(client_order_id, symbol, sign, qty, price)
+        refusal = self._room_refusal(symbol)
+        if refusal is not None:
+            return refusal, ()
+        self._book.reserve(client_order_id, symbol, sign, qty, price, at_least)
         return None, self._look(symbol, limits)
 
     def amend(self, client_order_id: str, qty: float, price: float | None = None) -> OrderRefused | None:
@@ -134,7 +138,9 @@ class Reservations(OrderLimits):
             if own.amended_quantity is not None:
                 sentence = f"{own.symbol}: an amendment of {client_order_id} is on its way already"
                 return refused("bad_input", own.symbol, sentence), ()
-            old_price, filled, before = own.price, own.filled, own.worst()
+            old_price, filled, before = own.price, own.filled, own.worst()[0]
+            # A sell that counts above its price goes on doing so: what it may fetch has not fallen with its price.
+            at_least = own.worth if own.worth > own.price else ZERO
         order = read_order(
             own.symbol, "buy" if own.sign > 0 else "sell", qty, float(old_price) if price is None else price
         )
@@ -142,17 +148,24 @@ class Reservations(OrderLimits):
             return order, ()
         new_price = old_price if price is None else exact(order.price or 0.0)
         rest = max(EXACT.subtract(order.quantity, filled), ZERO)
-        if rest > before[0] or EXACT.multiply(rest, new_price) > before[1]:
-            verdict = self._judge(ReadOrder(order.symbol, order.sign, rest, order.price), own)
-            if isinstance(verdict, OrderRefused):
-                return verdict, ()
+        verdict: Verdict | None = None
+        if rest > before or EXACT.multiply(rest, new_price) > EXACT.multiply(before, old_price):
+            judged = self._judge(ReadOrder(order.symbol, order.sign, rest, order.price), own)
+            if isinstance(judged, OrderRefused):
+                return judged, ()
+            verdict = judged
             if verdict.refusals:
-                return verdict.refusals[0], ()
+                return verdict.refusals[0], self._look_at_verdict(own.symbol, verdict, counted=False)
+            at_least = max(at_least, verdict.price)
         with self._lock:
             if self._book.working.orders.get(client_order_id) is not own:
                 return refused("unknown_order", own.symbol, f"the order {client_order_id!r} is over"), ()
-            self._book.amend(client_order_id, order.quantity, new_price)
-            return None, self._look(own.symbol, self._quick_limits(own.symbol))
+            self._book.amend(client_order_id, order.quantity, new_price, at_least)
+            warnings = self._look(own.symbol, self._quick_limits(own.symbol))
+        return None, warnings if verdict is None else (
+            *warnings,
+            *self._look_at_verdict(own.symbol, verdict, counted=True),
+        )
 
     def settle_amend(self, client_order_id: str, *, accepted: bool) -> bool:
         """Take in the venue's answer to an amendment: from now on the order counts as it is.
@@ -197,8 +210,3 @@ class Reservations(OrderLimits):
         with self._lock:
             working = self._book.working
             return len(working.orders) if symbol is None else working.orders_of(symbol)
-
-
-def _too_many(symbol: str, most: int) -> OrderRefused:
-    sentence = f"{symbol}: {most} orders work, and no more than that are remembered"
-    return OrderRefused("working_orders", float(most), float(most + 1), symbol, sentence, "orders")

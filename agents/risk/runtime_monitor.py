@@ -21,7 +21,6 @@ from agents.risk.limit_rule import DEFAULT_MARK_PRICE_USD
 from agents.risk.limit_schedule import LimitSchedule
 from agents.risk.limits import RiskLimits
 from agents.risk.local_freeze import say
-from agents.risk.mark_prices import MarkFault, mark_price
 from agents.risk.order_inputs import finite_number, in_range, is_name, side_sign, text_or_none
 from agents.risk.position_book import Positions
 from agents.risk.reservations import Reservations
@@ -45,22 +44,24 @@ class RuntimeRiskMonitor(Reservations):
       with the worst of both sides. Without a reservation this is the rule above.
     * An order that only brings a position nearer to flat, without crossing zero, even if every working order on its
       side fills too, passes both limits: one must be able to get out from above a limit. It does not pass a freeze.
-    * Price is the order's own. Without one it is the mark price; without a source of mark prices the price of the
-      last fill of a position that is held, else 1.0.
-    * Other symbols are valued at their mark price when ``get_mark_price`` is given, else at their last fill.
+    * Price is the order's own. A *sell* counts at the price that is known of its symbol when that is more: its own is
+      only the least that it may fetch. What is held counts at no less than the known price. An order without a price
+      counts at the known price, else at 1.0.
+    * The known price is the mark price when ``get_mark_price`` is given; else the newest :meth:`on_mark`, or a fill
+      since then that was higher; else the last fill of a position that is held. Other symbols are valued at it too.
     * UNKNOWN IS FROZEN: a bad number in an order refuses the order (``bad_input``). An edge that is not finite, a
       mark price source that raises or returns anything but a finite positive number, and a fill or position update
       with a bad number freeze, with trigger ``limit_violation`` and ``metadata["cause"] == "monitor_error"``.
 
     Cost of a check: independent of the number of symbols and of working orders. With ``get_mark_price`` it is one call
-    per held symbol; ``update_position(symbol, 0.0, mark)`` renews the price of one symbol instead, at the same cost
-    for any number of them.
+    per held symbol; :meth:`on_mark` renews the price of one symbol instead, at the same cost for any number of them.
 
     Args:
         max_inventory_usd_per_symbol: most that may be held in one symbol, USD.
         max_total_notional_usd: most that may be held over all symbols, USD.
         edge_freeze_threshold_bps: an edge strictly below this freezes.
-        get_mark_price: price of a symbol in USD; called without the lock that fills need.
+        get_mark_price: price of a symbol in USD; called without the lock that fills need. Without it, tell
+            :meth:`on_mark`.
         wall_clock: the time that events carry.
         on_freeze: told every freeze, once, after this monitor is frozen and before anything is cancelled, with no
             lock held. The event does not yet say how the cancelling went. If it raises, the freeze stands and the
@@ -179,7 +180,7 @@ class RuntimeRiskMonitor(Reservations):
         change = exact(qty) if sign > 0 else exact(qty).copy_negate()
         with self._lock:
             added = self._book.fill(symbol, change, paid, text_or_none(client_order_id))
-            warnings = self._look(symbol, self._quick_limits(symbol)) if added else ()
+            warnings = self._look_at_fill(symbol, self._quick_limits(symbol)) if added else ()
         if warnings:
             self._warn(warnings)
         if not added:
@@ -219,13 +220,14 @@ class RuntimeRiskMonitor(Reservations):
 
         Freezes when a mark price is not usable; that symbol then counts at its last fill.
         """
-        return math.fsum(self._notionals().values())
+        return math.fsum(self._notionals()[0].values())
 
     def get_potential_notional(self, symbol: str | None = None) -> float:
         """What would be held at worst if any of the working orders filled, in USD; of one symbol or over all.
 
-        Positions are worth their last fill, working orders their own price. Without reservations this is the notional
-        that is held.
+        Positions are worth their newest mark (:meth:`on_mark`) or their last fill, buys that work their own price, and
+        sells their own price or what their symbol is worth, whichever is more. ``get_mark_price`` is not asked. Without
+        reservations this is the notional that is held.
         """
         with self._lock:
             self._book.book()
@@ -235,12 +237,15 @@ class RuntimeRiskMonitor(Reservations):
         """How much of each limit is used, in per cent.
 
         ``total_notional_utilization_pct``, ``max_inventory_utilization_pct`` (the symbol that holds most, 0 when flat)
-        and ``inventory_utilization_pct:SYMBOL`` for every symbol held.
+        and ``inventory_utilization_pct:SYMBOL`` for every symbol held. With ``get_mark_price`` the warning ladder looks
+        at the figures as well; a bad mark freezes, as for :meth:`get_total_notional`.
         """
         limits = self.limits  # of one moment: they may change meanwhile
+        notionals_usd, prices = self._notionals()
+        if self._marks is not None:
+            self._look_at_prices(prices)
         used = {
-            symbol: 100.0 * notional_usd / limits.max_inventory_usd
-            for symbol, notional_usd in self._notionals().items()
+            symbol: 100.0 * notional_usd / limits.max_inventory_usd for symbol, notional_usd in notionals_usd.items()
         }
         total_usd = math.fsum(used.values()) * limits.max_inventory_usd / 100.0
         return {
@@ -254,20 +259,16 @@ class RuntimeRiskMonitor(Reservations):
         with self._lock:
             return [dict(fill) for fill in self._bad_fills]
 
-    def _notionals(self) -> dict[str, float]:
-        """Notional per held symbol in USD."""
+    def _notionals(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Notional per held symbol in USD, and the mark of each that its source has told."""
         with self._lock:
             held = dict(self._book.positions.held)
-        if self._marks is None:
-            return {symbol: position.notional for symbol, position in held.items()}
-        notionals = {}
-        for symbol, position in held.items():
-            try:
-                notionals[symbol] = abs(position.quantity) * mark_price(self._marks, symbol)
-            except MarkFault as fault:
-                notionals[symbol] = position.notional
-                self._freeze_for_monitor_error(str(fault), symbol, {})
-        return notionals
+        prices = {} if self._marks is None else self._marks_of(self._marks, held)
+        notionals = {
+            symbol: abs(position.quantity) * prices[symbol] if symbol in prices else position.notional
+            for symbol, position in held.items()
+        }
+        return notionals, prices
 
     # ---- over a restart
 

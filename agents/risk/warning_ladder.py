@@ -74,15 +74,20 @@ class WarningLadder:
         """True when a figure is below the first step and none stands on any."""
         return not self._steps and value_usd < limit_usd * _FIRST
 
-    def see(self, symbol: str | None, value_usd: float, limit_usd: float) -> tuple[LimitWarning, ...]:
+    def see(
+        self, symbol: str | None, value_usd: float, limit_usd: float, *, falls: bool = True
+    ) -> tuple[LimitWarning, ...]:
         """Take in a figure and return the steps that it has just reached, lowest first; mostly none.
 
-        A figure that is not a number stands on the highest step, as does any figure above a limit of 0.
+        A figure that is not a number stands on the highest step, as does any figure above a limit of 0. One that is not
+        known to be the whole truth may raise the step and not lower it: ``falls`` is then False.
         """
         if value_usd < limit_usd * _FIRST and symbol not in self._steps:
             return ()
         before = self._steps.get(symbol, 0)
         now = self._step(before, value_usd, limit_usd)
+        if now < before and not falls:
+            return ()
         if now == 0:
             self._steps.pop(symbol, None)
         else:

@@ -24,7 +24,7 @@ MAX_UNBOOKED = 32
 
 
 class SideSums:
-    """All working orders of one symbol and one side together: units and USD, each order at its own price."""
+    """All working orders of one symbol and one side together: units and USD, each order at what it counts at."""
 
     __slots__ = ("exact_quantity", "exact_usd", "quantity", "usd")
 
@@ -80,14 +80,17 @@ class WorkingOrder:
         symbol: its symbol.
         sign: +1 for a buy, -1 for a sell.
         sent_qty: what was ordered.
-        sent_price: USD that each unit counts at.
+        sent_price: its own price in USD; of a market order the one that it was judged at.
+        sent_worth: USD that each unit counts at, never below its price: a sell may fetch more than it asks.
         is_booked: the exact sums hold it.
         is_over: it is no longer among the orders; what is not booked yet never will be.
         quantity: what was ordered or amended to, filled parts included. This and all below: once it is booked.
-        price: USD that each unit counts at.
+        price: its own price in USD, as sent or amended to.
+        worth: USD that each unit counts at.
         filled: what of it has filled.
         amended_quantity: what it will be when the amendment that is on its way is taken, ``None`` without one.
         amended_price: likewise.
+        amended_worth: likewise.
         counted_quantity: what the exact sums hold of it.
         counted_usd: likewise.
     """
@@ -95,6 +98,7 @@ class WorkingOrder:
     __slots__ = (
         "amended_price",
         "amended_quantity",
+        "amended_worth",
         "counted_quantity",
         "counted_usd",
         "filled",
@@ -104,42 +108,49 @@ class WorkingOrder:
         "quantity",
         "sent_price",
         "sent_qty",
+        "sent_worth",
         "sign",
         "symbol",
+        "worth",
     )  # fmt: skip
 
     quantity: Decimal
     price: Decimal
+    worth: Decimal
     filled: Decimal
     amended_quantity: Decimal | None
     amended_price: Decimal | None
+    amended_worth: Decimal | None
     counted_quantity: Decimal
     counted_usd: Decimal
 
-    def __init__(self, symbol: str, sign: int, qty: float, price: float) -> None:
+    def __init__(self, symbol: str, sign: int, qty: float, price: float, worth: float) -> None:
         self.symbol = symbol
         self.sign = sign
         self.sent_qty = qty
         self.sent_price = price
+        self.sent_worth = worth
         self.is_booked = self.is_over = False
 
     def book(self) -> None:
         """Work out the exact figures of what was sent."""
         self.quantity = self.counted_quantity = exact(self.sent_qty)
-        self.price = exact(self.sent_price)
-        self.counted_usd = EXACT.multiply(self.quantity, self.price)
+        self.price = self.worth = exact(self.sent_price)
+        if self.sent_worth != self.sent_price:
+            self.worth = exact(self.sent_worth)
+        self.counted_usd = EXACT.multiply(self.quantity, self.worth)
         self.filled = ZERO
         self.is_booked = True
-        self.amended_quantity = self.amended_price = None
+        self.amended_quantity = self.amended_price = self.amended_worth = None
 
     def worst(self) -> tuple[Decimal, Decimal]:
         """Units and USD that may still fill: while an amendment is on its way, the larger of before and after."""
         remaining = _remaining(self.quantity, self.filled)
-        usd = EXACT.multiply(remaining, self.price)
-        if self.amended_quantity is None or self.amended_price is None:
+        usd = EXACT.multiply(remaining, self.worth)
+        if self.amended_quantity is None or self.amended_worth is None:
             return remaining, usd
         amended = _remaining(self.amended_quantity, self.filled)
-        return max(remaining, amended), max(usd, EXACT.multiply(amended, self.amended_price))
+        return max(remaining, amended), max(usd, EXACT.multiply(amended, self.amended_worth))
 
 
 class WorkingOrders:
@@ -178,9 +189,14 @@ class WorkingOrders:
         work = self.by_symbol.get(symbol)
         return work.orders if work else 0
 
-    def add(self, client_order_id: str, symbol: str, sign: int, qty: float, price: float) -> SymbolWork:
-        """Count an order whose id is new, in floats at once and exactly when it is booked."""
-        order = self.orders[client_order_id] = WorkingOrder(symbol, sign, qty, price)
+    def add(  # noqa: PLR0917 - called for every order
+        self, client_order_id: str, symbol: str, sign: int, qty: float, price: float, worth: float
+    ) -> SymbolWork:
+        """Count an order whose id is new, in floats at once and exactly when it is booked.
+
+        ``worth`` is what each unit counts at in USD; the rest is as it was sent.
+        """
+        order = self.orders[client_order_id] = WorkingOrder(symbol, sign, qty, price, worth)
         self.unbooked.append(order)
         work = self.by_symbol.get(symbol)
         if work is None:
@@ -189,7 +205,7 @@ class WorkingOrders:
         work.unbooked += 1
         sums = work.buys if sign > 0 else work.sells
         sums.quantity += qty
-        sums.usd += qty * price
+        sums.usd += qty * worth
         return work
 
     def book_oldest(self) -> str | None:
@@ -221,10 +237,10 @@ class WorkingOrders:
         self._count(order, self.by_symbol[order.symbol])
         return order
 
-    def amend(self, client_order_id: str, quantity: Decimal, price: Decimal) -> None:
+    def amend(self, client_order_id: str, quantity: Decimal, price: Decimal, worth: Decimal) -> None:
         """Count the larger of before and after from now on, until :meth:`settle`. The id is known."""
         order = self.orders[client_order_id]
-        order.amended_quantity, order.amended_price = quantity, price
+        order.amended_quantity, order.amended_price, order.amended_worth = quantity, price, worth
         self._count(order, self.by_symbol[order.symbol])
 
     def settle(self, client_order_id: str, *, accepted: bool) -> WorkingOrder | None:
@@ -232,9 +248,11 @@ class WorkingOrders:
         order = self.orders.get(client_order_id) if client_order_id.__class__ is str else None
         if order is None:
             return None
-        if accepted and order.amended_quantity is not None and order.amended_price is not None:
-            order.quantity, order.price = order.amended_quantity, order.amended_price
-        order.amended_quantity = order.amended_price = None
+        if accepted and order.amended_quantity is not None:
+            assert order.amended_price is not None
+            assert order.amended_worth is not None
+            order.quantity, order.price, order.worth = order.amended_quantity, order.amended_price, order.amended_worth
+        order.amended_quantity = order.amended_price = order.amended_worth = None
         if order.worst()[0] == 0:
             return self.remove(client_order_id)
         self._count(order, self.by_symbol[order.symbol])
@@ -253,7 +271,7 @@ class WorkingOrders:
         sums = work.side(order.sign)
         if not order.is_booked:
             order.is_over = True
-            sums.take(order.sent_qty, order.sent_qty * order.sent_price)
+            sums.take(order.sent_qty, order.sent_qty * order.sent_worth)
             return order
         sums.add(order.counted_quantity.copy_negate(), order.counted_usd.copy_negate())
         if work.unbooked == 0:
@@ -286,10 +304,11 @@ class WorkingOrders:
                 "sign": order.sign,
                 "quantity": str(order.quantity),
                 "price_usd": str(order.price),
+                "counts_at_usd": str(order.worth),
                 "filled": str(order.filled),
                 "amended": None
                 if order.amended_quantity is None
-                else [str(order.amended_quantity), str(order.amended_price)],
+                else [str(order.amended_quantity), str(order.amended_price), str(order.amended_worth)],
             }
             for name, order in self.orders.items()
         }
@@ -308,10 +327,13 @@ class WorkingOrders:
             quantity, price, filled = _read(raw["quantity"]), _read(raw["price_usd"]), Decimal(raw["filled"])
             if not filled.is_finite() or filled < 0:
                 raise ValueError(f"a working order is {raw!r}")
-            working.add(str(name), str(raw["symbol"]), raw["sign"], float(quantity), float(price))
+            # States from before a sell could count above its price say only that.
+            worth = max(price, _read(raw.get("counts_at_usd", raw["price_usd"])))
+            working.add(str(name), str(raw["symbol"]), raw["sign"], float(quantity), float(price), float(worth))
             working.book_oldest()
             if raw["amended"] is not None:
-                working.amend(name, *map(_read, raw["amended"]))
+                amended_quantity, amended_price, *amended_worth = map(_read, raw["amended"])
+                working.amend(name, amended_quantity, amended_price, max([amended_price, *amended_worth]))
             if filled:
                 working.fill(name, filled)
         return working

@@ -165,7 +165,14 @@ def test_simulating_tells_every_refusal_of_every_control() -> None:
     moody.answer = OrderRefused("rule", None, None, "A", "not today")
     told = rig.controls.simulate_order("A", "buy", 1.0, 100.0, strategy="tired")
     kinds = [refusal.kind for refusal in told.refusals]
-    assert kinds == ["repeated_execution", "daily_orders", "order_throttle", "duplicate_order", "rule"]
+    assert kinds == [
+        "repeated_execution",
+        "daily_orders",
+        "order_throttle",
+        "duplicate_order",
+        "rule",
+        "working_orders",
+    ]
     assert told.symbol_usd == 250.0
     assert [refusal.kind for refusal in rig.controls.simulate_order("A", "buy", math.nan).refusals] == ["bad_input"]
     assert rig.controls.refused == {}

@@ -64,6 +64,22 @@ def test_a_market_order_is_worth_the_newest_price_and_unknown_without_one() -> N
     assert Rig(order_size={"max_value_usd": 300.0}).admit(price=None) == "price_missing"
 
 
+@pytest.mark.parametrize("health", [None, HEALTHY])
+def test_a_sell_is_worth_the_newest_price_however_low_its_own_is(health: Any) -> None:
+    rig = Rig(order_size={"max_value_usd": 50_000.0}, input_health=health)
+    rig.controls.on_price("A", 60_000.0)
+    assert rig.admit(side="sell", qty=10.0, price=1.0) == "order_value"
+    assert rig.last.value == 600_000.0
+    assert rig.admit(side="sell", qty=0.5, price=100_000.1) == "order_value"
+    assert rig.last.value == 50_000.05
+    assert rig.admit(side="sell", qty=0.83, price=1.0) is None
+    assert rig.admit(side="buy", qty=10.0, price=1.0) is None  # the most that it can cost
+    assert rig.admit(side="sell", qty=10.0, price=None) == "order_value"
+    if health is None:
+        assert rig.admit("B", side="sell", qty=10.0, price=1.0) is None  # nothing is known of it
+        assert rig.admit("B", side="sell", qty=10.0, price=None) == "price_missing"
+
+
 # ---- price collar
 
 
@@ -329,6 +345,29 @@ def test_the_number_of_working_orders_is_limited() -> None:
     assert rig.controls.release("o2")
     assert rig.controls.admit("y", "A", "buy", 1.0, 1.0) is None
     assert not rig.controls.release("o2")
+
+
+@pytest.mark.parametrize("full", ["total", "symbol", "capacity"])
+@pytest.mark.parametrize("known", [False, True])
+def test_a_what_if_says_no_where_one_more_order_may_not_work(full: str, known: bool) -> None:
+    """The rig asks both what-ifs before every order: they must say what the order is then told."""
+    kind = "working_orders_symbol" if full == "symbol" else "working_orders"
+    monitor: dict[str, Any] = {"get_mark_price": lambda _symbol: 100.0} if known else {}
+    if full == "capacity":
+        rig = Rig(monitor={**monitor, "max_working_orders": 1})
+    else:
+        rig = Rig(monitor=monitor, working_orders={f"max_{'per_symbol' if full == 'symbol' else 'total'}": 1})
+    assert rig.admit() is None
+    assert not known or rig.admit(price=None) == kind
+    for side in ("buy", "sell"):
+        assert rig.admit(side=side) == kind
+        assert [one.kind for one in rig.controls.simulate_order("A", side, 1.0, 100.0).refusals] == [kind]
+        assert not rig.monitor.check_before_order("A", side, 1.0, 100.0)
+    told = rig.controls.simulate_order("A", "buy", 1e12, 100.0)
+    assert [one.kind for one in told.refusals] == ["symbol_limit", "total_limit", kind]
+    assert rig.controls.explain_order("B", "buy", 1.0, 100.0) is None or full != "symbol"
+    assert rig.controls.release("o1")
+    assert rig.admit() is None
 
 
 # ---- counts of the day

@@ -277,7 +277,15 @@ def test_the_check_is_the_rule_worked_out_in_decimals(
     before = held.get(symbol, Decimal(0))
     after = before + Decimal(str(qty)) * (1 if side == "buy" else -1)
     reduces = abs(after) < abs(before) and after * before >= 0
-    in_symbol = abs(after) * Decimal(str(price))
+    known = Decimal(0)
+    if marks:
+        known = Decimal(str(mark_prices[symbol]))
+    elif before:
+        known = last[symbol]
+    unit = Decimal(str(price)) if side == "buy" else max(Decimal(str(price)), known)  # a sell may fetch more
+    in_symbol = abs(after) * unit
+    if abs(after) > abs(before) and after * before > 0:  # what is held is not worth less for a low price
+        in_symbol = abs(before) * max(unit, known) + Decimal(str(qty)) * unit
     value = {name: Decimal(str(mark_prices[name])) for name in held} if marks else last
     total = in_symbol + sum(abs(held[name]) * value[name] for name in held if name != symbol)
     passes = reduces or (in_symbol <= 8 and total <= 13)

@@ -52,18 +52,22 @@ def exact(value: float) -> Decimal:
 
 
 class Working:
-    """One order of the model: what may still fill of it, as (quantity, price) before and after an amendment."""
+    """One order of the model: quantity, price and what a unit counts at, before and after an amendment."""
 
-    def __init__(self, symbol: str, sign: int, qty: Decimal, price: Decimal) -> None:
+    def __init__(self, symbol: str, sign: int, qty: Decimal, price: Decimal, worth: Decimal) -> None:
         self.symbol, self.sign = symbol, sign
-        self.qty, self.price, self.filled = qty, price, Decimal(0)
-        self.amended: tuple[Decimal, Decimal] | None = None
+        self.qty, self.price, self.worth, self.filled = qty, price, worth, Decimal(0)
+        self.amended: tuple[Decimal, Decimal, Decimal] | None = None
+
+    @property
+    def left(self) -> Decimal:
+        return max(self.qty - self.filled, Decimal(0))
 
     def outcomes(self) -> list[tuple[Decimal, Decimal]]:
         """Units and signed USD that it may come to: nothing, or all of what is left, before or after its amendment."""
-        sizes = [(self.qty, self.price)] + ([self.amended] if self.amended else [])
-        rest = [(max(qty - self.filled, Decimal(0)), price) for qty, price in sizes]
-        return [(Decimal(0), Decimal(0)), *((self.sign * qty, self.sign * qty * price) for qty, price in rest)]
+        sizes = [(self.qty, self.worth)] + ([(self.amended[0], self.amended[2])] if self.amended else [])
+        rest = [(max(qty - self.filled, Decimal(0)), worth) for qty, worth in sizes]
+        return [(Decimal(0), Decimal(0)), *((self.sign * qty, self.sign * qty * worth) for qty, worth in rest)]
 
 
 class Model:
@@ -72,39 +76,74 @@ class Model:
     def __init__(self) -> None:
         self.position = dict.fromkeys(SYMBOLS, Decimal(0))
         self.last = dict.fromkeys(SYMBOLS, Decimal(0))
+        self.marks = dict.fromkeys(SYMBOLS, Decimal(0))
         self.orders: dict[str, Working] = {}
 
-    def sums(self, symbol: str, skip: str | None = None) -> Iterable[tuple[Decimal, Decimal]]:
-        """Units and signed USD of every subset of the working orders of one symbol."""
+    def known(self, symbol: str) -> Decimal:
+        """What a unit is known to be worth without asking for a mark; 0 when it is not."""
+        return self.last[symbol] if self.position[symbol] else self.marks[symbol]
+
+    def fill(self, symbol: str, change: Decimal, price: Decimal) -> None:
+        self.position[symbol] += change
+        self.last[symbol] = max(price, self.marks[symbol])
+
+    def sums(self, symbol: str, value: Decimal, skip: str | None = None) -> Iterable[tuple[Decimal, Decimal]]:
+        """Units and signed USD of every subset of the working orders; what is sold is worth at least ``value``."""
         choices = [order.outcomes() for name, order in self.orders.items() if order.symbol == symbol and name != skip]
         for chosen in itertools.product(*choices):
-            yield sum((units for units, _ in chosen), Decimal(0)), sum((usd for _, usd in chosen), Decimal(0))
+            bought = sum((usd for units, usd in chosen if units > 0), Decimal(0))
+            sold = max(
+                -sum((pair[at] for pair in chosen if pair[0] < 0), Decimal(0)) * by for at, by in ((1, 1), (0, value))
+            )
+            yield sum((units for units, _ in chosen), Decimal(0)), bought - sold
 
-    def worst(self, symbol: str, price: Decimal | None = None) -> Decimal:
-        held = self.position[symbol] * (self.last[symbol] if price is None else price)
-        return max(abs(held + usd) for _, usd in self.sums(symbol))
+    def worst(self, symbol: str, mark: Decimal | None = None) -> Decimal:
+        value = self.known(symbol) if mark is None else mark
+        return max(abs(self.position[symbol] * value + usd) for _, usd in self.sums(symbol, value))
 
     def total(self) -> Decimal:
         return sum((self.worst(symbol) for symbol in SYMBOLS), Decimal(0))
 
-    def verdict(self, symbol: str, sign: int, qty: Decimal, price: Decimal, *, marks: bool) -> str | None:
-        """What the limits of 8 and 13 USD say of one more order."""
+    def verdict(
+        self, symbol: str, sign: int, qty: Decimal, price: Decimal, *, marks: bool, skip: str | None = None
+    ) -> tuple[str | None, Decimal]:
+        """What the limits of 8 and 13 USD say of one more order, and what a unit of it counts at."""
         before = self.position[symbol]
+        known = exact(MARKS[symbol]) if marks else self.known(symbol)
+        unit = price if sign > 0 else max(price, known)  # a sell may fetch more than it asks
+        held = max(unit, known) if before * sign > 0 else unit
         reduces = before != 0
         most = Decimal(0)
-        for units, usd in self.sums(symbol):
+        for units, usd in self.sums(symbol, Decimal(0), skip):
             if units * sign < 0:
                 continue  # what fills on the other side can only stand in this order's way
             after = before + units + sign * qty
             reduces = reduces and abs(after) <= abs(before + units) and after * before >= 0 and abs(after) < abs(before)
-            most = max(most, sign * (before * price + usd + sign * qty * price), sign * after * price)
+            most = max(most, sign * (before * held + usd + sign * qty * unit), sign * after * unit)
+        counts_at = unit if sign > 0 else max(price, self.known(symbol), price if reduces else unit)
         if reduces:
-            return None
+            return None, counts_at
         if most > 8:
-            return "symbol_limit"
+            return "symbol_limit", counts_at
         others = [name for name in SYMBOLS if name != symbol]
         rest = sum((self.worst(name, exact(MARKS[name]) if marks else None) for name in others), Decimal(0))
-        return "total_limit" if rest + most > 13 else None
+        return "total_limit" if rest + most > 13 else None, counts_at
+
+    def amend(self, name: str, qty: Decimal, price: Decimal, *, marks: bool) -> str | None:
+        """What is said of an amendment; one after which no more can fill is never held against a limit."""
+        order = self.orders[name]
+        if order.amended is not None:
+            return "bad_input"
+        rest = max(qty - order.filled, Decimal(0))
+        expected, counts_at = None, price
+        if rest > order.left or rest * price > order.left * order.price:
+            expected, counts_at = self.verdict(order.symbol, order.sign, rest, price, marks=marks, skip=name)
+        if expected is None:
+            if order.sign < 0:
+                above = order.worth if order.worth > order.price else Decimal(0)
+                counts_at = max(counts_at, price, above, self.known(order.symbol))
+            order.amended = qty, price, counts_at
+        return expected
 
 
 QUANTITIES = st.integers(1, 40).map(lambda tenths: tenths / 10)
@@ -116,25 +155,31 @@ STEPS = st.one_of(
     st.tuples(st.just("release"), st.integers(0, 5)),
     st.tuples(st.just("amend"), st.integers(0, 5), QUANTITIES, PRICES),
     st.tuples(st.just("settle"), st.integers(0, 5), st.booleans()),
+    st.tuples(st.just("mark"), st.sampled_from(SYMBOLS), PRICES),
 )
 
 
 def take(m: RuntimeRiskMonitor, model: Model, number: int, step: Any, *, marks: bool) -> None:
     """Do one step to both; where the monitor decides, it must decide as the model does."""
     what, *rest = step
+    if what == "mark":
+        m.on_mark(*rest)
+        if not marks:  # with a source of its own it takes no others
+            symbol, price = rest
+            model.marks[symbol] = model.last[symbol] = exact(price)
+        return
     if what in ("reserve", "stray"):
         symbol, sign, qty, price = rest
         side = "buy" if sign > 0 else "sell"
         if what == "stray":
             m.on_fill(symbol, side, qty, price)
-            model.position[symbol] += sign * exact(qty)
-            model.last[symbol] = exact(price)
+            model.fill(symbol, sign * exact(qty), exact(price))
             return
-        expected = model.verdict(symbol, sign, exact(qty), exact(price), marks=marks)
+        expected, worth = model.verdict(symbol, sign, exact(qty), exact(price), marks=marks)
         assert kind_of(m.explain_order(symbol, side, qty, price)) == expected
         assert kind_of(m.reserve(str(number), symbol, side, qty, price)) == expected
         if expected is None:
-            model.orders[str(number)] = Working(symbol, sign, exact(qty), exact(price))
+            model.orders[str(number)] = Working(symbol, sign, exact(qty), exact(price), worth)
         return
     names = sorted(model.orders, key=int)
     if not names:
@@ -147,17 +192,15 @@ def take(m: RuntimeRiskMonitor, model: Model, number: int, step: Any, *, marks: 
     elif what == "fill":
         _, qty, price = rest
         m.on_fill(order.symbol, "buy" if order.sign > 0 else "sell", qty, price, client_order_id=name)
-        model.position[order.symbol] += order.sign * exact(qty)
-        model.last[order.symbol] = exact(price)
+        model.fill(order.symbol, order.sign * exact(qty), exact(price))
         order.filled += exact(qty)
     elif what == "amend":
         _, qty, price = rest
-        if m.amend(name, qty, price) is None:
-            order.amended = exact(qty), exact(price)
+        assert kind_of(m.amend(name, qty, price)) == model.amend(name, exact(qty), exact(price), marks=marks)
     elif what == "settle":
         assert m.settle_amend(name, accepted=rest[1])
         if rest[1] and order.amended:
-            order.qty, order.price = order.amended
+            order.qty, order.price, order.worth = order.amended
         order.amended = None
     if name in model.orders and all(units == 0 for units, _ in order.outcomes()):
         del model.orders[name]
@@ -432,7 +475,8 @@ def test_ten_thousand_orders_agree_with_decimals_and_leave_nothing_behind() -> N
         symbol, sign = rng.choice(symbols), rng.choice([1, -1])
         qty, price = round(rng.uniform(1e-6, 10.0 ** rng.randint(-3, 6)) + 1e-6, 6), round(rng.uniform(0.01, 7e4), 2)
         assert m.reserve(str(number), symbol, "buy" if sign > 0 else "sell", qty, price) is None
-        model[str(number)] = (symbol, sign, exact(qty), exact(price))
+        known = last[symbol] if position[symbol] and sign < 0 else Decimal(0)
+        model[str(number)] = (symbol, sign, exact(qty), max(exact(price), known))
         if number % 3 == 0:
             name = rng.choice(list(model)) if len(model) < 50 else next(iter(model))
             symbol, sign, amount, at = model.pop(name)
@@ -447,6 +491,8 @@ def test_ten_thousand_orders_agree_with_decimals_and_leave_nothing_behind() -> N
             for name in symbols:
                 buys = sum((q * p for s, d, q, p in model.values() if s == name and d > 0), Decimal(0))
                 sells = sum((q * p for s, d, q, p in model.values() if s == name and d < 0), Decimal(0))
+                units = sum((q for s, d, q, p in model.values() if s == name and d < 0), Decimal(0))
+                sells = max(sells, units * last[name] if position[name] else Decimal(0))
                 signed = position[name] * last[name]
                 total += max(signed + buys, sells - signed, abs(signed))
             # The running float that the quick look uses, before anything made it exact again; then the exact one.
@@ -581,7 +627,7 @@ def test_a_mark_price_source_that_takes_its_time_lets_no_second_order_be_judged_
 
 def test_the_table_alone_knows_when_it_is_full_and_drops_what_is_empty() -> None:
     working = WorkingOrders(max_orders=1)
-    working.add("1", "A", 1, 1.0, 1.0)
+    working.add("1", "A", 1, 1.0, 1.0, 1.0)
     assert working.is_full
     working.book_oldest()
     working.forget_if_empty("A")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from agents.risk.exact import EXACT, exact
 from agents.risk.limit_rule import FLOAT_MARGIN
 from agents.risk.limits import OrderRefused
 from agents.risk.pretrade.order import PretradeOrder
 from agents.risk.pretrade_settings import OrderSizeSettings
+
+KnownPrice = Callable[[str], float | None]
+"""What a unit of a symbol is known to be worth, in USD; ``None`` when it is not."""
 
 _NONE = float("inf")
 _SURE = 1 - FLOAT_MARGIN
@@ -15,13 +20,19 @@ _SURE = 1 - FLOAT_MARGIN
 class OrderSize:
     """Refuses an order that is too large. Exactly the limit passes, in decimals and not in floats.
 
-    A market order is worth the newest price of its symbol; without one its value is unknown, which refuses it where
-    there is a limit of value.
+    A buy is worth its price, which is the most that it can cost. A sell is worth its price or the newest one of its
+    symbol, whichever is more: a low limit only says that it goes at any price. A market order is worth the newest price
+    of its symbol; without one its value is unknown, which refuses it where there is a limit of value.
+
+    Args:
+        settings: the limits.
+        known_price: asked where no price of the symbol is watched.
     """
 
     name = "order_size"
 
-    def __init__(self, settings: OrderSizeSettings) -> None:
+    def __init__(self, settings: OrderSizeSettings, *, known_price: KnownPrice = lambda _symbol: None) -> None:
+        self._known_price = known_price
         self._all = (
             _NONE if settings.max_quantity is None else settings.max_quantity,
             _NONE if settings.max_value_usd is None else settings.max_value_usd,
@@ -45,11 +56,13 @@ class OrderSize:
         if max_value_usd == _NONE:
             return None
         price = order.price
-        if price is None:
-            if order.watched is None:
+        if price is None or order.sign < 0:
+            known = order.watched.price if order.watched is not None else self._known_price(order.symbol)
+            if price is None or (known is not None and known > price):
+                price = known
+            if price is None:
                 sentence = f"{order.symbol}: a market order without a price of the symbol has no known value"
                 return OrderRefused("price_missing", max_value_usd, None, order.symbol, sentence)
-            price = order.watched.price
         if order.qty * price < max_value_usd * _SURE:
             return None
         value_usd = EXACT.multiply(exact(order.qty), exact(price))
