@@ -210,7 +210,7 @@ class RunningLimits:
         # The account first: it alone may refuse, and then nothing has changed. The figures take all that a file that is
         # sound for this process can ask of them.
         if self._account_rule is not None:
-            self._account_rule.monitor.set_limits(limits)
+            self._account_rule.set_limits(limits)
         if self._value_at_risk_rule is not None and limits.value_at_risk is not None:
             self._value_at_risk_rule.set_settings(limits.value_at_risk)
         self._limits_rule.set_limits(limits.orders)

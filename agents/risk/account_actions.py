@@ -26,7 +26,11 @@ from killswitch.core.canonical import finite_or_text
 BREAKER_LOOK_NS: Final = NS_PER_SECOND
 """How often a tick looks at what other processes or the time did to the breaker."""
 
-KINDS: Final[Mapping[Measure, ReasonClass]] = {"drawdown": ReasonClass.DRAWDOWN, "leverage": ReasonClass.POSITION}
+KINDS: Final[Mapping[Measure, ReasonClass]] = {
+    "drawdown": ReasonClass.DRAWDOWN,
+    "leverage": ReasonClass.POSITION,
+    "marks": ReasonClass.DATA,
+}
 RANK: Final = {AlertLevel.NORMAL: 0, AlertLevel.WARNING: 1, AlertLevel.CRITICAL: 2}
 
 
@@ -62,6 +66,7 @@ class AccountActions:
         self._seen_engagement = circuit_breaker.engagement
         self._engagements = 0
         self._next_look_ns = 0
+        self._marks_read_ns = -(2**63)
 
     def _act(self, before: AccountState, after: AccountState, found: tuple[Finding, ...], bad: str | None) -> None:
         breaker = self.circuit_breaker
@@ -75,7 +80,6 @@ class AccountActions:
                 self._froze(effects, MONITOR_ERROR, bad, {}, after)
             self._engage(found, after)
             if breaker.restricted and bad is None:
-                breaker.good_reading(ReasonClass.DATA)
                 reached = {finding.measure for finding in found}
                 for measure, kind in KINDS.items():
                     if measure not in reached:
@@ -96,10 +100,18 @@ class AccountActions:
     def _engage(self, found: tuple[Finding, ...], after: AccountState) -> None:
         """Tell the breaker every hard level that was reached."""
         for finding in found:
-            if finding.level is AlertLevel.CRITICAL:
+            if finding.level is AlertLevel.CRITICAL and (finding.measure != "marks" or self._marks_are_read_anew()):
                 figures = {"value": finding.value, "limit": finding.limit, "equity_usd": after.equity}
                 effects = self.circuit_breaker.bad_reading(KINDS[finding.measure], finding.sentence, figures)
                 self._froze(effects, finding.measure, finding.sentence, figures, after)
+
+    def _marks_are_read_anew(self) -> bool:
+        """Old marks are one reading a second: ticks of other symbols must not confirm them within a millisecond."""
+        now = self._now()
+        if now - self._marks_read_ns < BREAKER_LOOK_NS:
+            return False
+        self._marks_read_ns = now
+        return True
 
     def _engage_unknown(self, reason: str) -> None:
         if self.circuit_breaker.engage(reason, {"account": self.account}, kind=ReasonClass.UNKNOWN):

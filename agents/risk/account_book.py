@@ -25,14 +25,15 @@ MARKS_BETWEEN_SUMS: Final = 256
 class Line:
     """One position that is not flat. ``cost_usd`` is signed as the quantity is; open profit is value less cost.
 
-    ``marked`` tells a mark that came as a price from one that is the last fill's, for want of another.
+    ``marked`` tells a mark that came as a price from one that is the last fill's, for want of another; ``at_ns`` is when
+    the one or the other came.
     """
 
     __slots__ = (
-        "absolute", "cost_usd", "exact_cost", "exact_quantity", "mark", "marked", "open_usd", "quantity", "value_usd",
+        "absolute", "at_ns", "cost_usd", "exact_cost", "exact_quantity", "mark", "marked", "open_usd", "quantity", "value_usd",
     )  # fmt: skip
 
-    def __init__(self, quantity: Decimal, cost: Decimal, mark: float, *, marked: bool) -> None:
+    def __init__(self, quantity: Decimal, cost: Decimal, mark: float, *, marked: bool, at_ns: int) -> None:
         self.exact_quantity = quantity
         self.exact_cost = cost
         self.quantity = float(quantity)
@@ -40,6 +41,7 @@ class Line:
         self.absolute = abs(self.quantity)
         self.mark = mark
         self.marked = marked
+        self.at_ns = at_ns
         self.value_usd = self.absolute * mark
         self.open_usd = self.quantity * mark - self.cost_usd
 
@@ -66,8 +68,8 @@ class AccountBook:
         self.closed = ZERO
         self._until_sum = MARKS_BETWEEN_SUMS
 
-    def mark(self, line: Line, price: float) -> None:
-        """Value one position at a new price."""
+    def mark(self, line: Line, price: float, at_ns: int = 0) -> None:
+        """Value one position at a new price, which came at this time."""
         value = line.absolute * price
         open_usd = line.quantity * price - line.cost_usd
         if len(self.lines) == 1:
@@ -77,14 +79,15 @@ class AccountBook:
             self.open_usd += open_usd - line.open_usd
         line.mark = price
         line.marked = True
+        line.at_ns = at_ns
         line.value_usd = value
         line.open_usd = open_usd
         self._until_sum -= 1
         if not self._until_sum:
             self._add_up()
 
-    def fill(self, symbol: str, change: Decimal, price: Decimal) -> None:
-        """Add a signed quantity at a price; what it closes is realised at the average cost.
+    def fill(self, symbol: str, change: Decimal, price: Decimal, at_ns: int = 0) -> None:
+        """Add a signed quantity at a price, which came at this time; what it closes is realised at the average cost.
 
         Raises:
             OverflowError: the result is more than a float can hold. Nothing has changed.
@@ -109,9 +112,11 @@ class AccountBook:
         if after == 0:
             self.lines.pop(symbol, None)
         else:
-            marked = line is not None and line.marked
-            mark = line.mark if line is not None and marked else float(price)
-            new = self.lines[symbol] = Line(after, cost, mark, marked=marked)
+            if line is not None and line.marked:
+                new = Line(after, cost, line.mark, marked=True, at_ns=line.at_ns)
+            else:
+                new = Line(after, cost, float(price), marked=False, at_ns=at_ns)
+            self.lines[symbol] = new
         self.positions = self.positions.changed(symbol, None if new is None else new.quantity)
         self._exchange(line, new)
 
@@ -126,8 +131,8 @@ class AccountBook:
                 self.exposure_usd += sign * line.value_usd
                 self.open_usd += sign * line.open_usd
 
-    def replace(self, closed_pnl_usd: float, holdings: Mapping[str, Holding]) -> None:
-        """Take an account as its keeper tells it; the numbers have been checked."""
+    def replace(self, closed_pnl_usd: float, holdings: Mapping[str, Holding], at_ns: int = 0) -> None:
+        """Take an account as its keeper tells it, at this time; the numbers have been checked."""
         self.closed = exact(closed_pnl_usd)
         self.lines = {
             symbol: Line(
@@ -135,6 +140,7 @@ class AccountBook:
                 EXACT.multiply(exact(holding.quantity), exact(holding.entry_price_usd)),
                 float(holding.mark_price_usd),
                 marked=True,
+                at_ns=at_ns,
             )
             for symbol, holding in holdings.items()
             if holding.quantity != 0

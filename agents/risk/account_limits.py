@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field, StrictStr, ValidationError, model_validator
 
@@ -22,6 +22,9 @@ DAY_SECONDS: Final = 86_400
 _Share = Annotated[float, Field(strict=True, gt=0, lt=1, allow_inf_nan=False)]
 _Times = Annotated[float, Field(strict=True, gt=0, le=10_000, allow_inf_nan=False)]
 _SymbolName = Annotated[StrictStr, Field(min_length=1, max_length=128)]
+
+MarkSeverity = Literal["warning", "engage"]
+"""What a mark does that is missing or too old."""
 
 OTHER_NAMES: Final[Mapping[str, str]] = {
     "max_daily_drawdown_ratio": "max_daily_drawdown",
@@ -43,15 +46,15 @@ class AccountLimits(BreakerSettings):
 
     max_daily_drawdown: _Share = Field(
         0.02,
-        description="Hard: share of the day's highest equity that may be lost; 0.02 is 2 %. At it the breaker engages.",
+        description="Ratio. Hard: part of the day's highest equity that may be lost; 0.02 is 2 %. At it the breaker engages.",
     )
-    drawdown_warning: _Share = Field(0.01, description="Warn from this share of the day's highest equity on.")
+    drawdown_warning: _Share = Field(0.01, description="Ratio. Warn from this part of the day's highest equity on.")
     max_account_leverage: _Times = Field(
-        5.0, description="Hard: total exposure over equity, as a number of times. At it the breaker engages."
+        5.0, description="Ratio. Hard: total exposure over equity. At it the breaker engages."
     )
-    leverage_warning: _Times = Field(3.0, description="Warn from this many times the equity on.")
+    leverage_warning: _Times = Field(3.0, description="Ratio. Warn from this many times the equity on.")
     reported_leverage_cap: _Times = Field(
-        10.0, description="Largest leverage that is shown; decisions use the true one, which may have no bound."
+        10.0, description="Ratio. Largest leverage that is shown; decisions use the true one, which may have no bound."
     )
     day_start_utc: Annotated[StrictStr, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")] = Field(
         "00:00", description="When a day begins, HH:MM in UTC: from here the highest equity is counted anew."
@@ -59,9 +62,23 @@ class AccountLimits(BreakerSettings):
     known_symbols: tuple[_SymbolName, ...] | None = Field(
         None, max_length=100_000, description="A tick or fill of another symbol is a breach; none named: all are known."
     )
-    max_symbols: Count = Field(10_000, description="Most symbols held at once; one more is a breach.")
-    forensics_kept: Count = Field(1_000, description="Newest engagements kept with the account before and after.")
-    days_kept: Count = Field(400, description="Newest days kept with their lowest point.")
+    max_symbols: Count = Field(10_000, description="Count. Most symbols held at once; one more is a breach.")
+    forensics_kept: Count = Field(1_000, description="Count. Newest engagements kept with the account before and after.")
+    days_kept: Count = Field(400, description="Count. Newest days kept with their lowest point.")
+    mark_max_age_ms: Annotated[int, Field(strict=True, gt=0, le=DAY_SECONDS * 1_000)] | None = Field(
+        60_000,
+        description="Milliseconds that the newest mark of a symbol that is held may be old; its fills count as marks "
+        "until a first one comes. Null: not asked. The node's own account does not ask: its marks come with the "
+        "reports of its routers.",
+    )
+    mark_missing: MarkSeverity = Field(
+        "engage",
+        description="warning or engage. What a symbol does of which no mark has ever come and whose last fill is older "
+        "than that; engage is a bad reading of class data.",
+    )
+    mark_stale: MarkSeverity = Field(
+        "engage", description="warning or engage. What a symbol does whose newest mark is older than that."
+    )
     log_interval_seconds: Annotated[float, Field(strict=True, ge=0, le=DAY_SECONDS)] = Field(
         1.0, description="At most one line in the log for each kind of warning in this time, in seconds."
     )

@@ -51,7 +51,7 @@ def account_figures(
     for name, text in _TOTALS.items():
         found.append(Figure(f"killswitch_account_{name}", "counter", text, labels, totals[name]))
     text = "Times that a level was reached."
-    for measure in ("drawdown", "leverage"):
+    for measure in ("drawdown", "leverage", "marks"):
         for level in (AlertLevel.WARNING, AlertLevel.CRITICAL):
             told = {**labels, "measure": measure, "level": level.value}
             value = alerts.get((measure, level.value), 0)  # from the start at 0, so that an alert sees the first one

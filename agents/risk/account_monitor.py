@@ -7,17 +7,19 @@ What is measured from what (section B of the seed systems gives the figures):
 * **Leverage** is exposure (sum of absolute positions) over *equity* (balance and open profit), so that a loss raises
   it. Something held with no equity left is infinite leverage. At most 10 is reported; the true one decides.
 * A value at a level counts. Within a billionth below it also counts, so that rounding errs towards stopping.
+* A **mark** that is older than ``mark_max_age_ms``, on the deadline clock, is no price any more; until a first one comes
+  the last fill stands for it, for as long. What then follows is what the limits say for a stale and a missing one.
 * A **day** begins at ``day_start_utc``. The time of day is read once, at construction, and then follows the deadline
   clock: a step of the wall clock neither ends a day nor lengthens one.
 
-A hard level is a bad reading of class ``drawdown`` or ``position``, a tick that makes no sense one of class ``data``.
-Monitoring goes on after the kill: every tick is answered, whatever the breaker says. This monitor cancels nothing;
+A hard level is a bad reading of class ``drawdown`` or ``position``, a tick that makes no sense one of class ``data``,
+and so are marks that are too old, once a second. Ages are asked at every tick and fill; where ticks may stop altogether
+:meth:`RiskMonitor.look` asks without one. Monitoring goes on after the kill: every tick is answered, whatever the breaker says. This monitor cancels nothing;
 ``on_freeze`` is where an agent makes a freeze of the cluster out of a kill.
 """
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import threading
 from collections import deque
@@ -41,6 +43,7 @@ from agents.risk.account_rule import (
     Finding,
     drawdown_ratio,
     findings,
+    mark_finding,
     next_day_start,
     surely_normal_equity,
     surely_normal_leverage,
@@ -61,6 +64,7 @@ from agents.risk.circuit_breaker import CircuitBreaker
 from agents.risk.events import FreezeEvent
 from agents.risk.exact import EXACT, exact
 from agents.risk.local_freeze import say
+from agents.risk.mark_ages import AT_UNKNOWN_NS, MarkAges
 from agents.risk.order_inputs import finite_number
 from agents.risk.risk_limits_file import load_account_part
 from agents.risk.settings_diff import say_changed
@@ -86,8 +90,8 @@ class RiskMonitor(AccountActions):
         clock: deadline clock.
         wall_clock: the time that states carry; the default is that of the machine.
         on_freeze: told every kill by this monitor, once, when it latches (a pause is not one yet) and with no lock
-            held. Its trigger is ``limit_violation``, and ``metadata["cause"]`` says ``drawdown``, ``leverage`` or
-            ``monitor_error``. If it raises, that is logged and the kill stands.
+            held. Its trigger is ``limit_violation``, and ``metadata["cause"]`` says ``drawdown``, ``leverage``,
+            ``marks`` or ``monitor_error``. If it raises, that is logged and the kill stands.
         registry: where the metrics are; the default registry of the process when ``None``.
 
     Raises:
@@ -140,6 +144,7 @@ class RiskMonitor(AccountActions):
         self._initial = exact(_above_zero(initial_balance, "initial_balance"))
         self._sure_leverage = surely_normal_leverage(self.limits)
         self._book = AccountBook()
+        self._ages = MarkAges(self.limits.mark_max_age_ms)
         self._balance_usd = self._start_balance_usd = float(self._initial)
         self._peak_usd = self._sure_equity_usd = 0.0
         self._raise_peak(max(self._balance_usd, 0.0 if day_peak_usd is None else _above_zero(day_peak_usd, "day_peak")))
@@ -176,10 +181,12 @@ class RiskMonitor(AccountActions):
                     if line is None or price.__class__ is not float or not 0.0 < price <= LARGEST:
                         price = checked_price(symbol, price, self._known)
                     if line is not None:
-                        self._book.mark(line, price)
+                        self._book.mark(line, price, now)
+                        if self._ages.too_old:
+                            self._ages.too_old.pop(symbol, None)
                 else:
-                    self._take_account(tick)
-                found = self._judge()
+                    self._take_account(tick, now)
+                found = self._judge(now)
                 after = self._last = self._state(self._wall_clock(), found)
                 act = now >= self._next_look_ns
             except Exception as error:  # noqa: BLE001 - whatever is wrong with a tick, it is a breach
@@ -209,8 +216,9 @@ class RiskMonitor(AccountActions):
             before = self._last
             self._fills += 1
             try:
-                self._take_fill(symbol, side, qty, price)
-                found = self._judge()
+                now = self._time_ns()
+                self._take_fill(symbol, side, qty, price, now)
+                found = self._judge(now)
                 after = self._last = self._state(self._wall_clock(), found)
             except Exception as error:  # noqa: BLE001 - whatever is wrong with a fill, the position is not known
                 bad, after = self._distrust(error), self._last
@@ -219,6 +227,30 @@ class RiskMonitor(AccountActions):
         else:
             self._engage_unknown(f"a fill cannot be trusted, so the position is not known: {bad}")
             self._note_engagement(before, after)
+        return after
+
+    def look(self) -> AccountState:
+        """Judge the account without a tick, and return it; call it regularly where a feed may fall silent altogether.
+
+        A hard level that is reached engages the breaker, and so do marks that are too old. What is well is no good
+        reading: that takes a tick. Never raises.
+        """
+        bad: str | None = None
+        found: tuple[Finding, ...] = ()
+        with self._lock:
+            before = self._last
+            try:
+                now = self._clock()
+                if now >= self._day_ends_ns:
+                    self._begin_day(now)
+                found = self._judge(now)
+                after = self._look_again(self._wall_clock(), found)
+            except Exception as error:  # noqa: BLE001 - what cannot be judged is a breach
+                bad, after = self._distrust(error), self._last
+        if bad is None:
+            self._act_on_limits(before, after, found)
+        else:
+            self._act(before, after, found, bad)
         return after
 
     # ---- other limits
@@ -259,18 +291,14 @@ class RiskMonitor(AccountActions):
             self._raise_peak(self._peak_usd)
             self._records = deque(self._records, maxlen=limits.forensics_kept)
             self._days = deque(self._days, maxlen=limits.days_kept)
-            with contextlib.suppress(Exception):  # a clock that fails begins no day
-                now = self._clock()
-                if now >= self._day_ends_ns:
-                    self._begin_day(now)
+            self._ages.set_max_age(limits.mark_max_age_ms)
+            now = self._time_ns()
+            if now is not None and now >= self._day_ends_ns:
+                self._begin_day(now)
             self._day_longer += longer
             self._day_ends_ns += int(longer / dt.timedelta(microseconds=1)) * 1_000
-            found = self._judge()
-            after = self._state(self._time(), found)
-            if self._last is self._distrusted:
-                after = self._distrusted = after._replace(alert_level=AlertLevel.CRITICAL)
-            self._last = after
-            return before, after, found
+            found = self._judge(now)
+            return before, self._look_again(self._time(), found), found
 
     # ---- what it says
 
@@ -309,6 +337,7 @@ class RiskMonitor(AccountActions):
                 "breaches_total": self._count_of(AlertLevel.CRITICAL),
                 "engagements_total": self._engagements,
                 "last_engagement": records[-1].to_json() if records else None,
+                "valued_at_last_fill": [name for name, line in self._book.lines.items() if not line.marked],
                 "circuit_breaker": {
                     "state": breaker.mode.value,
                     "engagement": breaker.engagement,
@@ -329,30 +358,54 @@ class RiskMonitor(AccountActions):
 
     # ---- figures; the lock is held
 
-    def _take_fill(self, symbol: str, side: str, qty: float, price: float) -> None:
+    def _take_fill(self, symbol: str, side: str, qty: float, price: float, now: int | None) -> None:
         change, paid = checked_fill(symbol, side, qty, price, self._known)
         if symbol not in self._book.lines and len(self._book.lines) >= self.limits.max_symbols:
             raise BadTick(f"{symbol}: {self.limits.max_symbols} symbols are held already, which is the most")
-        self._book.fill(symbol, change, paid)
+        self._book.fill(symbol, change, paid, AT_UNKNOWN_NS if now is None else now)
+        if now is None or symbol in self._ages.too_old:
+            self._ages.look_again()  # flat, or with another price for want of a mark: rare enough to look through all
         self._settle_balance()
 
-    def _take_account(self, tick: object) -> None:
+    def _take_account(self, tick: object, now: int) -> None:
         if not isinstance(tick, AccountTick):
             raise BadTick(f"{str(tick)[:200]!r} is no tick; one is a PriceTick or an AccountTick")
         closed_usd, holdings = checked_holdings(tick, self._known, self.limits.max_symbols)
-        self._book.replace(closed_usd, holdings)
+        self._book.replace(closed_usd, holdings, now)
+        self._ages.all_came(now)
         self._settle_balance()
 
     def _settle_balance(self) -> None:
         self._balance_usd = float(EXACT.add(self._initial, self._book.closed))
 
-    def _judge(self) -> tuple[Finding, ...]:
-        equity = self._balance_usd + self._book.open_usd
+    def _judge(self, now: int | None) -> tuple[Finding, ...]:
+        """Return what has reached a level; of what time it is unknown, the marks that were too old already."""
+        equity, ages = self._balance_usd + self._book.open_usd, self._ages
         if equity > self._peak_usd:
             self._raise_peak(equity)
+        if now is not None and not ages.looked_ns <= now < ages.due_ns:  # is_due, without the call
+            ages.look(now, [(symbol, line.at_ns) for symbol, line in self._book.lines.items()])
+        marks: tuple[Finding, ...] = ()
+        if ages.too_old:
+            marks = mark_finding(ages.too_old, self._book.lines, ages.looked_ns if now is None else now, self.limits)
         if equity > self._sure_equity_usd and self._book.exposure_usd < equity * self._sure_leverage:
-            return ()
-        return findings(equity, self._peak_usd, self._book.exposure_usd, self.limits)
+            return marks
+        return (*findings(equity, self._peak_usd, self._book.exposure_usd, self.limits), *marks)
+
+    def _look_again(self, timestamp: str, found: tuple[Finding, ...]) -> AccountState:
+        """Take the account as it stands for the newest state; one that was not to be trusted stays so."""
+        after = self._state(timestamp, found)
+        if self._last is self._distrusted:
+            after = self._distrusted = after._replace(alert_level=AlertLevel.CRITICAL)
+        self._last = after
+        return after
+
+    def _time_ns(self) -> int | None:
+        """The time on the deadline clock; ``None`` when it fails."""
+        try:
+            return self._clock()
+        except Exception:  # noqa: BLE001 - a fill is a fact, whatever the clock says
+            return None
 
     def _raise_peak(self, equity_usd: float) -> None:
         self._peak_usd = equity_usd

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+from collections.abc import Mapping
+from itertools import islice
 from typing import Final, Literal, NamedTuple
 
+from agents.risk.account_book import Line
 from agents.risk.account_limits import AccountLimits
 from agents.risk.account_state import AlertLevel
+from agents.risk.mark_ages import AT_UNKNOWN_NS, age_sentence
 
 LEVEL_TOLERANCE: Final = 1e-9
 """A share or a number of times this close below a level counts as at it: rounding of floats errs towards stopping."""
 
-Measure = Literal["drawdown", "leverage"]
+MARKS_SAID: Final = 5
+"""Symbols that the sentence about old marks names."""
+
+Measure = Literal["drawdown", "leverage", "marks"]
 
 
 class Finding(NamedTuple):
@@ -21,7 +28,8 @@ class Finding(NamedTuple):
     Attributes:
         measure: what is measured.
         level: ``WARNING`` or ``CRITICAL``.
-        value: share of the day's highest equity, or number of times the equity; infinite when no equity is left.
+        value: share of the day's highest equity, or number of times the equity, infinite when no equity is left; of
+            marks the age of the oldest in milliseconds, infinite when it is not known.
         limit: the level, in the same unit.
         sentence: for people.
     """
@@ -74,6 +82,34 @@ def findings(equity_usd: float, peak_usd: float, exposure_usd: float, limits: Ac
         text = f"leverage {times:.4g}x of the equity {equity_usd:.2f} USD, warning from {warning:g}x on"
         found.append(Finding("leverage", AlertLevel.WARNING, times, warning, text))
     return tuple(found)
+
+
+def mark_finding(
+    too_old: Mapping[str, int], lines: Mapping[str, Line], now_ns: int, limits: AccountLimits
+) -> tuple[Finding, ...]:
+    """Return one finding for all marks that are too old, at the strictest level of any.
+
+    Args:
+        too_old: symbols, and when their marks came.
+        lines: what is held.
+        now_ns: nanoseconds, on the clock of these times.
+        limits: the age allowed, and what marks do that are missing or stale.
+    """
+    if not too_old or limits.mark_max_age_ms is None:
+        return ()
+    hard = {lines[symbol].marked for symbol in too_old}
+    severities = {limits.mark_stale if marked else limits.mark_missing for marked in hard}
+    level = AlertLevel.CRITICAL if "engage" in severities else AlertLevel.WARNING
+    said = [
+        age_sentence(
+            symbol, at_ns=at_ns, now_ns=now_ns, max_age_ms=limits.mark_max_age_ms, marked=lines[symbol].marked
+        )
+        for symbol, at_ns in islice(too_old.items(), MARKS_SAID)
+    ]
+    more = [f"and {len(too_old) - MARKS_SAID} more"] if len(too_old) > MARKS_SAID else []
+    oldest_ns = min(too_old.values())
+    age_ms = (now_ns - oldest_ns) / 1e6 if AT_UNKNOWN_NS < oldest_ns <= now_ns else math.inf
+    return (Finding("marks", level, age_ms, float(limits.mark_max_age_ms), "; ".join([*said, *more])),)
 
 
 def surely_normal_equity(peak_usd: float, limits: AccountLimits) -> float:

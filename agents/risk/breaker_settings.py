@@ -41,11 +41,11 @@ SensedClass = Literal["network", "data", "edge", "position", "drawdown"]
 class Confirmations(Section):
     """Bad readings, after the first, that latch an engagement; 0: the first one latches."""
 
-    network: CountOrNone = Field(2, description="Of the class network.")
-    data: CountOrNone = Field(2, description="Of the class data: prices that are missing or make no sense.")
-    edge: CountOrNone = Field(2, description="Of the class edge.")
-    position: CountOrNone = Field(0, description="Of the class position: leverage and inventory.")
-    drawdown: CountOrNone = Field(0, description="Of the class drawdown.")
+    network: CountOrNone = Field(2, description="Count, of the class network.")
+    data: CountOrNone = Field(2, description="Count, of the class data: prices that are missing or make no sense.")
+    edge: CountOrNone = Field(2, description="Count, of the class edge.")
+    position: CountOrNone = Field(0, description="Count, of the class position: leverage and inventory.")
+    drawdown: CountOrNone = Field(0, description="Count, of the class drawdown.")
 
 
 class BreakerSettings(Section):
@@ -70,12 +70,12 @@ class BreakerSettings(Section):
         "named here, as it does in RuntimeRiskMonitor.",
     )
     recovery_good_readings: Count = Field(
-        3, description="Good readings in a row, after the cool-down and per class, that half-open it."
+        3, description="Count. Good readings in a row, after the cool-down and per class, that half-open it."
     )
-    half_open_probes: Count = Field(5, description="Orders that pass while it is half-open.")
-    half_open_good_readings: Count = Field(5, description="Good readings in a row while half-open that make it safe.")
+    half_open_probes: Count = Field(5, description="Count. Orders that pass while it is half-open.")
+    half_open_good_readings: Count = Field(5, description="Count. Good readings in a row while half-open that make it safe.")
     confirmations: Confirmations = Field(
-        default_factory=Confirmations.model_construct, description="Bad readings that latch a pause, by class."
+        default_factory=Confirmations.model_construct, description="Counts of bad readings that latch a pause, by class."
     )
     provisional_hold_seconds: Seconds = Field(
         5.0,
@@ -83,7 +83,7 @@ class BreakerSettings(Section):
         "its own sensor has said good since.",
     )
     escalate_after_engagements: Count = Field(
-        5, description="This many engagements in the window, pauses included, and only a person releases."
+        5, description="Count. This many engagements in the window, pauses included, and only a person releases."
     )
     escalate_window_seconds: Seconds = Field(3_600.0, description="The window for that, in seconds.")
     state_file: str | None = Field(

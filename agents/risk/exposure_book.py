@@ -4,7 +4,7 @@ Every event (a fill, an order, a mark) costs the same however many symbols are h
 adds to them is exchanged. The sums are exact decimals, so nothing drifts and a flat book sums to 0.
 
 What it does not do: it does not net one symbol against another, nor one bucket against another in the same symbol (a
-hedge that can be lost is counted on both legs), and it does not know how old a mark is.
+hedge that can be lost is counted on both legs).
 """
 
 from __future__ import annotations
@@ -35,14 +35,19 @@ from agents.risk.exposure_figures import (
 from agents.risk.exposure_levels import bucket_levels, require_same_book
 from agents.risk.exposure_numbers import LARGEST, LARGEST_EQUITY_USD, SUMS, amount, percentage
 from agents.risk.exposure_sleeve import NOTHING, Contribution, Sleeve, Unit
+from agents.risk.mark_ages import AT_UNKNOWN_NS, MarkAges, age_sentence
 from agents.risk.option_exposure import OptionGreeks, option_unit
 from agents.risk.order_inputs import is_name, side_sign
-from agents.risk.policy_settings import UNGROUPED, ExposureSettings
+from agents.risk.policy_settings import UNGROUPED, ExposureSettings, MarkSeverity
+from killswitch.clock import NowNs, now_ns
 
 FAULTS_KEPT: Final = 100
 """Newest faults kept in memory; the log has all of them."""
 
 SENTENCES_SHOWN: Final = 5
+
+_NO_TIME_NS: Final = AT_UNKNOWN_NS - 1
+"""A time before that of every mark: seen from it no age is known."""
 
 _ONE = Decimal(1)
 _log = structlog.get_logger("killswitch.risk")
@@ -51,13 +56,14 @@ _log = structlog.get_logger("killswitch.risk")
 class _Symbol:
     """What is known of one symbol."""
 
-    __slots__ = ("group", "is_marked", "is_option", "multiplier", "sleeves", "unit")
+    __slots__ = ("at_ns", "group", "is_marked", "is_option", "multiplier", "sleeves", "unit")
 
     def __init__(self, group: str) -> None:
         self.group = group
         self.multiplier = _ONE
         self.unit: Unit | None = None
         self.is_marked = False
+        self.at_ns = AT_UNKNOWN_NS
         self.is_option = False
         self.sleeves: dict[str, Sleeve] = {}
 
@@ -76,24 +82,31 @@ class ExposureBook:
 
     How a position is valued: at the newest mark. Without marks at its last fill, and before the first fill at the price
     of its first order. An option counts through its delta, at the price of the underlying that came with the Greeks.
+    What it is valued at is good for ``mark_max_age_ms`` on the clock; a time in which the market is closed counts for
+    nothing, since no mark can come then.
 
     UNKNOWN IS FROZEN, in two kinds. *Lasting*: a fill or an order with an unknown side, bucket or number, a symbol or
     order beyond the limits. What is held is not known any more, so every percentage is NaN until :meth:`rebuild`.
     *Passing*: a mark or an equity that is not a number, no mark yet, Greeks that cannot be, a symbol that no group
-    names though there are groups. Every percentage is NaN until a good one comes or the position is gone. The
+    names though there are groups, and, where the settings say so, a mark that is missing or too old. Every percentage is NaN until a good one comes or the position is gone. The
     :class:`~agents.risk.policy_table.PolicyDecisionTable` answers NaN with its strictest mode.
 
     Args:
         settings: buckets, groups and limits.
+        clock: nanoseconds; ages are measured on it alone.
     """
 
-    def __init__(self, settings: ExposureSettings | None = None) -> None:
+    def __init__(self, settings: ExposureSettings | None = None, *, clock: NowNs = now_ns) -> None:
+        self._clock = clock
         self.settings = settings if settings is not None else ExposureSettings()
         self._levels = bucket_levels(self.settings)
         self._group_of = self.settings.group_of()
         self._lock = threading.Lock()
         self._equity_usd: Decimal | None = None
         self._symbols: dict[str, _Symbol] = {}
+        self._ages = MarkAges(self.settings.mark_max_age_ms)
+        self._market_open = True
+        self._closed_ns = AT_UNKNOWN_NS
         self._faults: deque[str] = deque(maxlen=FAULTS_KEPT)
         self._untold: deque[str] = deque(maxlen=FAULTS_KEPT)
         self._clear()
@@ -104,11 +117,12 @@ class ExposureBook:
         self._orders: dict[str, _Order] = {}
         self._unvalued: dict[str, None] = {}
         self._ungrouped: dict[str, None] = {}
+        self._ages.look_again()
         for symbol in self._symbols.values():
             symbol.sleeves.clear()
 
     def set_levels(self, settings: ExposureSettings) -> None:
-        """Tell the targets and maxima of these settings from now on; what is held and working stays.
+        """Go by the targets, maxima and ages of these settings from now on; what is held and working stays.
 
         Raises:
             ValueError: groups or the most symbols or orders differ, which needs a new start. Nothing has changed.
@@ -116,6 +130,7 @@ class ExposureBook:
         with self._lock:
             require_same_book(self.settings, settings)
             self.settings, self._levels = settings, bucket_levels(settings)
+            self._ages.set_max_age(settings.mark_max_age_ms)
 
     # ---- what comes in
 
@@ -146,11 +161,12 @@ class ExposureBook:
 
     def on_mark(self, symbol: str, price: float | Decimal) -> None:
         """Take a mark price, USD. For an option nothing changes: its exposure comes from its Greeks."""
-        paid = amount(price)
+        paid, at_ns = amount(price), self._time_ns()
         with self._lock:
             state = self._symbol(symbol)
             if state is not None and not state.is_option:
                 state.is_marked = True
+                self._came(symbol, state, at_ns)
                 state.unit = _linear_unit(state, paid) if paid is not None and paid > 0 else None
                 self._recount(symbol, state)
         self._tell()
@@ -163,7 +179,7 @@ class ExposureBook:
             greeks: ``None`` when they could not be computed: the option cannot be valued until they can.
             multiplier: units of the underlying in one contract; one that is not a number counts as no Greeks.
         """
-        size = amount(multiplier)
+        size, at_ns = amount(multiplier), self._time_ns()
         unit: Unit | None = None
         if greeks is not None and size is not None and size > 0:
             one = option_unit(greeks, multiplier)
@@ -173,6 +189,7 @@ class ExposureBook:
             if state is not None:
                 state.is_option = True
                 state.unit = unit
+                self._came(symbol, state, at_ns)
                 self._recount(symbol, state)
         self._tell()
 
@@ -274,10 +291,16 @@ class ExposureBook:
 
     # ---- figures
 
-    def figures(self) -> ExposureFigures:
-        """Return the exposure now, one consistent moment of it; the cost does not grow with the number of symbols."""
+    def figures(self, *, market_open: bool = True) -> ExposureFigures:
+        """Return the exposure now, one consistent moment of it; the cost does not grow with the number of symbols.
+
+        Args:
+            market_open: whether marks can come. While they cannot, none gets older.
+        """
+        now = self._time_ns()
         with self._lock:
-            faults = self._sentences()
+            self._look_at_ages(now, market_open=market_open)
+            faults, warnings = self._sentences(), self._old_marks("warning")
             equity = self._equity_usd
             buckets = {name: totals.read() for name, totals in self._buckets.items()}
             working, levels = len(self._orders), self._levels
@@ -309,11 +332,14 @@ class ExposureBook:
             gamma_usd_per_pct=float(gamma),
             vega_usd_per_point=float(vega),
             working_orders=working,
+            warnings=warnings,
         )
 
     def groups(self) -> Mapping[str, GroupExposure]:
         """Return the exposure of every group, and of ``UNGROUPED``, which holds the symbols that no group names."""
+        now = self._time_ns()
         with self._lock:
+            self._look_at_ages(now, market_open=self._market_open)
             base = None if self._sentences() else self._equity_usd
             groups = {name: totals.read() for name, totals in self._groups.items()}
         return MappingProxyType({name: group_exposure(totals, base) for name, totals in groups.items()})
@@ -357,6 +383,7 @@ class ExposureBook:
                 self._note(f"a fill of {symbol} names order {order_id}, which is another kind of order")
         if not state.is_marked and not state.is_option:
             state.unit = _linear_unit(state, paid)
+            self._came(symbol, state, self._time_ns())
         self._recount(symbol, state)
 
     def _order(
@@ -385,6 +412,7 @@ class ExposureBook:
         self._work(order_id, sleeve, _Order(symbol, bucket, sign, ZERO, paid), remaining)
         if state.unit is None and paid is not None and not state.is_marked and not state.is_option:
             state.unit = _linear_unit(state, paid)
+            self._came(symbol, state, self._time_ns())
         self._recount(symbol, state)
 
     def _is_bucket(self, bucket: object) -> bool:
@@ -430,16 +458,64 @@ class ExposureBook:
             sleeve.counted = after
             if sleeve.is_empty:
                 del state.sleeves[bucket]
+        if state.sleeves:
+            self._ages.held(name, state.at_ns)
+        else:
+            self._ages.too_old.pop(name, None)
         _keep(self._unvalued, name, unit is None and bool(state.sleeves))
         if self._group_of:
             _keep(self._ungrouped, name, state.group == UNGROUPED and bool(state.sleeves))
 
+    def _came(self, name: str, state: _Symbol, at_ns: int | None) -> None:
+        """Note when what a symbol is valued at has come; a time that is not known is too old."""
+        state.at_ns = AT_UNKNOWN_NS if at_ns is None else at_ns
+        if at_ns is None:
+            self._ages.look_again()
+        elif self._ages.too_old:
+            self._ages.too_old.pop(name, None)
+
+    def _look_at_ages(self, now: int | None, *, market_open: bool) -> None:
+        """Look for marks that are too old, when one may have become so; of what time it is unknown, all are."""
+        ages = self._ages
+        self._market_open = market_open
+        if not market_open:
+            ages.look_again()
+            self._closed_ns = self._closed_ns if now is None else now
+        elif now is None:
+            ages.look(_NO_TIME_NS, ((name, one.at_ns) for name, one in self._symbols.items() if one.sleeves))
+            ages.due_ns = ages.looked_ns
+        elif ages.is_due(now):
+            # No mark can have come while the market was closed, so that no mark is older than the end of that.
+            closed_ns = self._closed_ns
+            held = ((name, max(one.at_ns, closed_ns)) for name, one in self._symbols.items() if one.sleeves)
+            ages.look(now, held)
+
+    def _old_marks(self, severity: MarkSeverity) -> tuple[str, ...]:
+        """What to say of the marks that are too old and do this: of some of them, the first that were found."""
+        ages, said = self._ages, []
+        if not ages.too_old or ages.max_age_ms is None:
+            return ()
+        for name, at_ns in ages.too_old.items():
+            state = self._symbols[name]
+            marked = state.is_marked or state.is_option
+            if severity == (self.settings.mark_stale if marked else self.settings.mark_missing):
+                said.append(
+                    age_sentence(
+                        name, at_ns=at_ns, now_ns=ages.looked_ns, max_age_ms=ages.max_age_ms, marked=marked
+                    )
+                )
+            if len(said) == SENTENCES_SHOWN:
+                break
+        return tuple(said)
+
     def _sentences(self) -> tuple[str, ...]:
         """Why the book cannot be trusted: some of the reasons of each kind, empty when it can."""
-        if not (self._faults or self._unvalued or self._ungrouped):
+        old = self._old_marks("unknown")
+        if not (self._faults or self._unvalued or self._ungrouped or old):
             return ()
         said = [f"{name} has no price that can be used" for name in islice(self._unvalued, SENTENCES_SHOWN)]
         said += [f"{name} is in no group" for name in islice(self._ungrouped, SENTENCES_SHOWN)]
+        said += old
         return (*said, *list(self._faults)[-SENTENCES_SHOWN:])
 
     def _note(self, sentence: str) -> None:
@@ -447,6 +523,13 @@ class ExposureBook:
         self._untold.append(sentence)
 
     # ---- inside; the lock is not held
+
+    def _time_ns(self) -> int | None:
+        """The time; ``None`` when the clock fails."""
+        try:
+            return int(self._clock())
+        except Exception:  # noqa: BLE001 - whatever a clock raises, no age is known
+            return None
 
     def _tell(self) -> None:
         """Log what was noted. Never under the lock: a log that blocks must not hold up a fill."""

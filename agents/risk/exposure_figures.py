@@ -88,6 +88,7 @@ class ExposureFigures:
         gamma_usd_per_pct: by how much the net exposure grows when every underlying rises by one per cent.
         vega_usd_per_point: by how much the options gain when every volatility rises by one point.
         working_orders: how many there are.
+        warnings: what was counted and is doubtful: marks that are too old, where the settings only warn of them.
     """
 
     trusted: bool
@@ -109,6 +110,7 @@ class ExposureFigures:
     gamma_usd_per_pct: float
     vega_usd_per_point: float
     working_orders: int
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

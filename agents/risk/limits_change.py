@@ -32,6 +32,7 @@ LOWER: Final = frozenset(
         "max_account_leverage",
         "leverage_warning",
         "max_symbols",
+        "mark_max_age_ms",
         "half_open_probes",
         "confirmations.network",
         "confirmations.data",
@@ -70,6 +71,7 @@ LOWER: Final = frozenset(
         "value_at_risk.warning_usd",
         "value_at_risk.hard_usd",
         "exposure.gross_hard_cap_pct",
+        "exposure.mark_max_age_ms",
         "exposure.buckets.LT.target_pct",
         "exposure.buckets.LT.max_pct",
         "exposure.buckets.MM_PURE.target_pct",
@@ -116,6 +118,10 @@ FEWER: Final = frozenset(["known_symbols", "transient_classes", "pretrade.permit
 
 MILDEST_FIRST: Final[Mapping[str, Sequence[str]]] = {
     "kill_switch_mode": ("auto", "manual"),
+    "mark_missing": ("warning", "engage"),
+    "mark_stale": ("warning", "engage"),
+    "exposure.mark_missing": ("warning", "unknown"),
+    "exposure.mark_stale": ("warning", "unknown"),
     "judgement.on_late": ("pause", "reduce_only", "freeze"),
     "judgement.on_error": ("pause", "reduce_only", "freeze"),
     "inputs.silent": ("warning", "pause", "reduce_only", "freeze"),

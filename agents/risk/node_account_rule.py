@@ -56,12 +56,20 @@ class NodeAccountRule:
             None,
             None,
             initial_balance_usd,
-            limits=limits,
+            limits=_without_ages(limits),
             account=node,
             clock=clock,
             wall_clock=wall_clock,
             registry=registry,
         )
+
+    def set_limits(self, limits: AccountLimits) -> None:
+        """Hold the account against other limits from now on.
+
+        Raises:
+            ValueError: as :meth:`RiskMonitor.set_limits`.
+        """
+        self.monitor.set_limits(_without_ages(limits))
 
     def judge(self, snapshot: NodeSnapshot) -> Sequence[NodeFinding]:
         """Return drawdown and leverage where they have reached a level, and an account that cannot be told."""
@@ -117,6 +125,11 @@ class NodeAccountRule:
     def _causes(self) -> str:
         causes = self.monitor.circuit_breaker.snapshot().causes
         return "; ".join(cause.reason for cause in causes)
+
+
+def _without_ages(limits: AccountLimits) -> AccountLimits:
+    """The marks come with every report; that no report comes is for ``inputs.router_silent_after_ms`` to tell."""
+    return limits.model_copy(update={"mark_max_age_ms": None})
 
 
 def _figures(state: AccountState) -> dict[str, Any]:

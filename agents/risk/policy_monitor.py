@@ -83,6 +83,7 @@ class PolicyMonitor:
         self._counted: tuple[PolicyMode, Restriction] | None = None
         self._told: tuple[PolicyMode, Restriction] | None = None
         self._newest: PolicyDecision | None = None
+        self._warned = False
 
     @property
     def decision(self) -> PolicyDecision | None:
@@ -160,9 +161,12 @@ class PolicyMonitor:
         except Exception as error:  # noqa: BLE001 - whatever a clock raises, the time of day is unknown
             moment = unknown_moment(f"the session clock raised {error!r}")
         try:
-            figures = self._book.figures()
+            figures = self._book.figures(market_open=moment.is_open or not moment.known)
         except Exception as error:  # noqa: BLE001 - whatever the book raises, the exposure is unknown
             return moment, None, f"the exposure book raised {error!r}"
+        if bool(figures.warnings) != self._warned:
+            self._warned = bool(figures.warnings)
+            _log.warning("marks of the exposure", doubtful=list(figures.warnings))
         said = list(figures.faults) if not figures.trusted else []
         if not moment.known:
             said.append(moment.sentence)

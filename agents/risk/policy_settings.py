@@ -13,6 +13,8 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, model_validator
 from pydantic_core import PydanticCustomError
 
+from killswitch.settings_schema import settings_schema
+
 MAX_GROUPS: Final = 1_000
 MAX_SYMBOLS_IN_A_GROUP: Final = 10_000
 UNGROUPED: Final = "UNGROUPED"
@@ -31,6 +33,7 @@ Percentage = Annotated[float, Field(strict=True, gt=0, le=10_000)]
 Ratio = Annotated[float, Field(strict=True, ge=0, le=1)]
 Minutes = Annotated[float, Field(strict=True, ge=0, le=1_440)]
 Derisk = Literal["none", "soft"]
+MarkSeverity = Literal["warning", "unknown"]
 SymbolName = Annotated[StrictStr, Field(min_length=1, max_length=128)]
 
 
@@ -111,6 +114,21 @@ class ExposureSettings(Section):
     )
     max_working_orders: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = Field(
         100_000, description="Count. Most working orders that a book follows; one more is a breach."
+    )
+
+    mark_max_age_ms: Annotated[int, Field(strict=True, gt=0, le=86_400_000)] | None = Field(
+        60_000,
+        description="Milliseconds that a mark, or the Greeks, of a symbol that a book holds or has orders in may be old "
+        "while the market is open; its fills and first orders count as marks until a first one comes. Null: not asked. "
+        "The agent of a node does not ask: its marks come with the reports of its routers.",
+    )
+    mark_missing: MarkSeverity = Field(
+        "unknown",
+        description="warning or unknown. What a symbol does of which no mark has ever come and whose last fill is older "
+        "than that; unknown makes every percentage unknown, which freezes.",
+    )
+    mark_stale: MarkSeverity = Field(
+        "unknown", description="warning or unknown. What a symbol does whose newest mark is older than that."
     )
 
     def faults(self) -> list[str]:
@@ -289,4 +307,4 @@ class RiskRules(Section):
 
 def rules_schema() -> dict[str, Any]:
     """Return the JSON schema of ``config/risk_rules.yaml``."""
-    return RiskRules.model_json_schema()
+    return settings_schema(RiskRules)

@@ -26,6 +26,7 @@ from agents.risk.settings_file import read_settings_file
 from agents.risk.value_at_risk_settings import ValueAtRiskSettings
 from agents.risk.working_orders import MAX_WORKING_ORDERS
 from killswitch.core.canonical import canonical_json, sha256_hex
+from killswitch.settings_schema import settings_schema
 
 NO_LIMIT_USD: Final = 1e15
 """Stands for a limit that is not set; beyond what anybody holds, and still exact as a float."""
@@ -146,4 +147,4 @@ def load_account_part(path: Path | str | None) -> AccountLimits:
 
 def limits_schema() -> dict[str, Any]:
     """Return the JSON schema of ``config/risk_limits.yaml``."""
-    return RiskLimitsFile.model_json_schema()
+    return settings_schema(RiskLimitsFile)

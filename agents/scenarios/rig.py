@@ -21,7 +21,7 @@ from agents.risk.policy_monitor import PolicyDecision, PolicyMonitor
 from agents.risk.policy_settings import RiskRules
 from agents.risk.policy_table import PolicyDecisionTable, PolicyMode
 from agents.risk.trading_session import SessionList, TradingSession
-from agents.scenarios.rig_orders import OrderRegistry, RigOrder
+from agents.scenarios.rig_orders import MemoryOrderRegistry, OrderRegistry, RegistryUnavailable, RigOrder
 from killswitch.core.modes import Mode
 from killswitch.core.reduce_only import reduces_only
 
@@ -44,6 +44,10 @@ _BOOK: Final = {
 }
 
 
+NewOrders = Callable[[], OrderRegistry]
+"""Makes an empty order registry."""
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """One thing that must be so; it holds when ``actual`` equals ``expected``."""
@@ -60,12 +64,16 @@ class Check:
 
 @dataclass(slots=True)
 class RigRun:
-    """One scenario's record: what happened step by step, and what was checked."""
+    """One scenario's record: what happened step by step, and what was checked.
+
+    ``new_orders`` makes an empty registry for each account that the scenario plays.
+    """
 
     name: str
     title: str
     steps: list[dict[str, Any]] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
+    new_orders: NewOrders = MemoryOrderRegistry
 
     @property
     def verdict(self) -> str:
@@ -103,8 +111,8 @@ class Rig:
     def __init__(self, run: RigRun, *, lt_pct: int, mm_pct: int) -> None:
         self.run = run
         self.rules = RiskRules()
-        self.book = ExposureBook(self.rules.exposure)
-        self.orders = OrderRegistry()
+        self.book = ExposureBook(self.rules.exposure, clock=lambda: 0)  # the marks of the rig are those of every moment
+        self.orders = run.new_orders()
         self.told: list[PolicyDecision] = []
         self._now_ns = 0
         session = TradingSession(_DAY, _at("08:00"), _at("16:30"))
@@ -155,9 +163,7 @@ class Rig:
             urgency=urgency,
             rejected=not self._passes(symbol, side, quantity),
         )
-        if is_new and order.remaining:
-            self._work(order)
-        return order
+        return self._work(order) if is_new and order.remaining else order
 
     def carry_out(self, decision: PolicyDecision, intents: str) -> DeriskPlan:
         """Plan one step, cancel what grows, send the plan twice (as after a lost answer), fill it, cancel the rest."""
@@ -185,12 +191,12 @@ class Rig:
                     urgency=planned.urgency,
                 )
                 if is_new:
-                    self._work(order)
-                    sent.append(order)
+                    sent.append(self._work(order))
         for order in sent:
             self.fill(order)
             self.cancel(order)
-        self.run.steps.append({"plan": plan.sentence, "orders": [_order_json(order) for order in sent]})
+        over = [one for order in sent if (one := self.orders.by_id(order.order_id)) is not None]
+        self.run.steps.append({"plan": plan.sentence, "orders": [_order_json(order) for order in over]})
         return plan
 
     def derisk_until_calm(self, clock: str) -> tuple[list[PolicyMode], PolicyDecision]:
@@ -228,9 +234,10 @@ class Rig:
         """Gross exposure now, per cent of equity."""
         return self.book.figures().gross_exposure_pct
 
-    def _work(self, order: RigOrder) -> None:
-        self.orders.acknowledge(order.order_id)
+    def _work(self, order: RigOrder) -> RigOrder:
+        order = self.orders.acknowledge(order.order_id)
         self.book.on_order(order.order_id, order.symbol, order.side, order.remaining, order.price, bucket=order.bucket)
+        return order
 
     def _passes(self, symbol: str, side: str, quantity: Decimal) -> bool:
         if self.monitor.allows_growing_orders():
@@ -344,32 +351,36 @@ TITLES: Final[dict[str, str]] = {name: title for name, (title, _) in _SCENARIOS.
 """What each stages, by name."""
 
 
-def play(name: str) -> RigRun:
+def play(name: str, new_orders: NewOrders = MemoryOrderRegistry) -> RigRun:
     """Play one scenario; one that breaks off has failed.
 
     Raises:
         KeyError: there is none of that name.
+        RegistryUnavailable: where its orders are kept nobody answers, so it says nothing about the rules.
     """
     title, steps = _SCENARIOS[name]
-    run = RigRun(name, title)
+    run = RigRun(name, title, new_orders=new_orders)
     try:
         steps(run)
+    except RegistryUnavailable:
+        raise
     except Exception as error:  # noqa: BLE001 - a run that breaks off is a verdict too
         run.check("the run", "ends", f"broke off: {error!r}")
     return run
 
 
-def play_all(name: str = "all") -> list[RigRun]:
+def play_all(name: str = "all", new_orders: NewOrders = MemoryOrderRegistry) -> list[RigRun]:
     """Play one scenario, or all of them for ``all``; a name may be given in lower case.
 
     Raises:
         ValueError: there is none of that name.
+        RegistryUnavailable: where the orders are kept nobody answers.
     """
     if name.lower() == "all":
-        return [play(one) for one in NAMES]
+        return [play(one, new_orders) for one in NAMES]
     if name.upper() not in _SCENARIOS:
         raise ValueError(f"there is no scenario {name!r}; there are {', '.join(NAMES)} and all")
-    return [play(name.upper())]
+    return [play(name.upper(), new_orders)]
 
 
 def report(runs: list[RigRun]) -> str:

@@ -90,7 +90,7 @@ def _row(symbols: int, ticks: int, kind: str, limits: AccountLimits) -> dict[str
                 took[index].append(timer() - before)
         rate = _rate(monitor.monitor_tick, played)
     summary = monitor.get_summary()
-    assert summary["breaches_total"] == {"drawdown": 0, "leverage": 0}, "the bench must measure ticks without a breach"
+    assert set(summary["breaches_total"].values()) == {0}, "the bench must measure ticks without a breach"
     assert summary["bad_inputs_total"] == 0, "the bench must measure ticks that make sense"
     row: dict[str, Any] = {
         "name": f"account tick, {kind}, {symbols:,} held: {rate / 1_000:.0f}k/s",

@@ -490,6 +490,119 @@ def test_the_newest_faults_are_kept_and_some_are_shown() -> None:
     assert "999" in b.figures().faults[-1]
 
 
+# ---- the age of marks
+
+
+class Aged:
+    """A book on a clock that the test moves, with a LT position of 400 USD in A that was filled at 0 s."""
+
+    def __init__(self, *, filled: bool = True, **settings: Any) -> None:
+        self.seconds = 0.0
+        self.book = ExposureBook(ExposureSettings(**settings), clock=lambda: int(self.seconds * 1e9))
+        self.book.set_equity(1_000.0)
+        if filled:
+            self.book.on_fill("A", "buy", 4, 100.0, bucket=LT)
+
+    def go(self, seconds: float) -> ExposureBook:
+        """Go on by some seconds, with a mark of B at each."""
+        for _ in range(int(seconds)):
+            self.seconds += 1.0
+            self.book.on_mark("B", 1.0)
+        return self.book
+
+
+@pytest.mark.parametrize(("marked", "told"), [(True, "its newest mark is"), (False, "no mark of it has ever come")])
+def test_unknown_is_frozen_for_a_held_symbol_whose_mark_is_too_old_or_never_came(marked: bool, told: str) -> None:
+    aged = Aged()
+    if marked:
+        aged.book.on_mark("A", 101.0)
+    assert aged.go(60).figures().trusted, "exactly the age is allowed"
+    figures = aged.go(1).figures()
+    assert not figures.trusted
+    assert math.isnan(figures.gross_exposure_pct)
+    assert math.isnan(aged.book.groups()[UNGROUPED].gross_exposure_pct)
+    (fault,) = figures.faults
+    assert fault.startswith(f"A: {told}")
+    assert fault.endswith("61000 ms old, and 60000 ms are allowed")
+    aged.go(6_000)
+    assert not aged.book.figures().trusted
+    aged.book.on_mark("A", 100.0)
+    assert aged.book.figures().gross_exposure_pct == 40.0
+
+
+def test_a_fill_makes_no_old_mark_young_and_a_mark_from_before_the_position_has_its_own_age() -> None:
+    aged = Aged(filled=False)
+    aged.book.on_mark("A", 100.0)
+    aged.book.on_fill("B", "buy", 1, 1.0, bucket=LT)
+    assert aged.go(100).figures().trusted, "A is not held"
+    aged.book.on_fill("A", "buy", 1, 100.0, bucket=LT)
+    assert [one.partition(":")[0] for one in aged.book.figures().faults] == ["A"]
+    aged.book.on_fill("A", "sell", 1, 100.0, bucket=LT)
+    assert aged.book.figures().trusted
+    aged.book.on_order("o", "A", "buy", 1, 100.0, bucket=LT)
+    assert not aged.book.figures().trusted, "a working order is valued at the mark as well"
+
+
+def test_greeks_have_an_age_as_marks_have() -> None:
+    aged = Aged(filled=False)
+    aged.book.on_greeks("C", OptionGreeks(delta=0.5, gamma=0.0, vega=0.0, underlying_price=100.0))
+    aged.book.on_fill("C", "buy", 1, 5.0, bucket=LT)
+    assert aged.go(60).figures().trusted
+    assert not aged.go(1).figures().trusted
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_an_old_mark_does_what_the_settings_say(marked: bool) -> None:
+    mild = {"mark_stale" if marked else "mark_missing": "warning"}
+    aged = Aged(mark_max_age_ms=5_000, **mild)
+    if marked:
+        aged.book.on_mark("A", 100.0)
+    figures = aged.go(6).figures()
+    assert (figures.trusted, figures.gross_exposure_pct, figures.faults) == (True, 40.0, ())
+    assert [one.partition(":")[0] for one in figures.warnings] == ["A"]
+    off = Aged(mark_max_age_ms=None)
+    figures = off.go(6_000).figures()
+    assert (figures.trusted, figures.warnings) == (True, ())
+
+
+def test_while_the_market_is_closed_no_mark_gets_older() -> None:
+    aged = Aged()
+    aged.book.on_mark("A", 100.0)
+    for _ in range(10):
+        assert aged.go(600).figures(market_open=False).trusted
+    assert aged.go(60).figures().trusted, "the open: the first marks are on their way"
+    assert not aged.go(1).figures().trusted
+
+
+def test_unknown_is_frozen_when_the_clock_of_the_ages_fails_or_goes_back() -> None:
+    aged = Aged()
+    aged.go(10)
+    good, aged.book._clock = aged.book._clock, lambda: 1 // 0
+    assert not aged.book.figures().trusted
+    aged.book._clock = good
+    assert aged.book.figures().trusted
+    aged.book._clock = lambda: 1 // 0
+    aged.book.on_mark("A", 100.0)
+    aged.book._clock = good
+    assert not aged.book.figures().trusted
+    aged.book.on_mark("A", 100.0)
+    assert aged.book.figures().trusted
+    aged.seconds -= 5.0
+    assert not aged.book.figures().trusted
+
+
+def test_a_book_that_is_rebuilt_knows_the_age_of_the_marks_that_stay() -> None:
+    aged = Aged()
+    aged.book.on_mark("A", 100.0)
+    assert not aged.go(61).figures().trusted
+    aged.book.rebuild([], [])
+    assert aged.book.figures().trusted
+    aged.book.rebuild([BookHolding("A", LT, 1.0, 100.0)], [])
+    assert not aged.book.figures().trusted
+    aged.book.set_levels(ExposureSettings(mark_max_age_ms=90_000))
+    assert aged.book.figures().trusted
+
+
 # ---- numbers
 
 

@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 
 from agents.risk.exposure_book import ExposureBook
 from agents.risk.policy_monitor import PolicyDecision, PolicyMonitor
+from agents.risk.policy_settings import RiskRules
 from agents.risk.policy_table import PolicyDecisionTable, PolicyMode
 from agents.risk.trading_session import AlwaysOpen, SessionMoment, unknown_moment
 from killswitch.core.modes import Mode
@@ -54,6 +55,29 @@ class Desk:
 
     def count(self, mode: str) -> float | None:
         return self.registry.get_sample_value("policy_mode_total", {"mode": mode})
+
+
+def test_unknown_is_frozen_for_a_mark_that_gets_too_old_while_the_market_is_open(logs: Any) -> None:
+    desk = Desk()
+    seconds = [0]
+    desk.book._clock = lambda: seconds[0] * 10**9
+    desk.book.on_mark("A", 100.0)
+    desk.hold(8.0)
+    closed = SessionMoment(True, False, 0.0, 0.0, "", "closed")
+    desk.now = lambda: closed
+    for _ in range(3):
+        seconds[0] += 3_600
+        assert desk.monitor.evaluate().restriction.mode is Mode.ACTIVE
+    desk.now = lambda: AlwaysOpen().at(0)
+    assert desk.monitor.evaluate().restriction.mode is Mode.ACTIVE
+    seconds[0] += 61
+    decision = desk.monitor.evaluate()
+    assert decision.restriction.mode is Mode.FROZEN
+    assert "A: its newest mark is" in decision.reason.sentence
+    desk.monitor.set_rules(RiskRules.model_validate({"exposure": {"mark_stale": "warning"}}))
+    assert desk.monitor.evaluate().restriction.mode is Mode.ACTIVE
+    (line,) = [line for line in logs if line["event"] == "marks of the exposure"]
+    assert line["doubtful"][0].startswith("A: its newest mark is")
 
 
 def test_before_the_first_evaluation_nothing_may_grow() -> None:

@@ -574,8 +574,8 @@ def test_the_summary_says_everything_as_json() -> None:
     stage.tick(39_400.0)
     stage.tick(39_000.0)
     summary = json.loads(json.dumps(stage.monitor.get_summary(), allow_nan=False))
-    assert summary["warnings_total"] == {"drawdown": 1, "leverage": 0}
-    assert summary["breaches_total"] == {"drawdown": 1, "leverage": 0}
+    assert summary["warnings_total"] == {"drawdown": 1, "leverage": 0, "marks": 0}
+    assert summary["breaches_total"] == {"drawdown": 1, "leverage": 0, "marks": 0}
     assert summary["circuit_breaker"]["state"] == "ENGAGED"
     assert summary["circuit_breaker"]["causes"]["drawdown"].startswith("drawdown 2.5")
     assert summary["last_engagement"]["after"]["drawdown"] == 2_500.0
@@ -713,11 +713,149 @@ def test_unknown_is_frozen__a_monitor_that_fails_engages(monkeypatch: pytest.Mon
     assert not stage.breaker.allows()
 
 
-def test_a_position_is_valued_at_its_last_fill_until_a_price_comes() -> None:
+def test_a_position_is_valued_at_its_last_fill_until_a_price_comes_and_the_summary_says_so() -> None:
     stage = Stage()
     assert stage.monitor.on_fill(BTC, "buy", 0.5, 40_400.0).total_exposure == 3.0 * 40_400.0
+    assert stage.monitor.get_summary()["valued_at_last_fill"] == [BTC]
     assert stage.tick(40_100.0).total_exposure == 3.0 * 40_100.0
     assert stage.monitor.on_fill(BTC, "buy", 0.5, 40_400.0).total_exposure == 3.5 * 40_100.0
+    assert stage.monitor.get_summary()["valued_at_last_fill"] == []
+
+
+# ---- the age of marks
+
+
+def other_ticks(stage: Stage, *, minutes: int) -> AccountState:
+    """Only prices of a symbol that is not held, one a second."""
+    for _ in range(60 * minutes):
+        stage.wait(1.0)
+        stage.monitor.monitor_tick(PriceTick("ETHUSDT", 3_000.0))
+    return stage.monitor.state()
+
+
+@pytest.mark.parametrize(("marked", "told"), [(True, "its newest mark is"), (False, "no mark of it has ever come")])
+def test_unknown_is_frozen__a_held_symbol_whose_mark_is_too_old_or_never_came(marked: bool, told: str) -> None:
+    stage = Stage()
+    if marked:
+        stage.tick(40_000.0)
+    assert other_ticks(stage, minutes=1).alert_level is NORMAL, "exactly the age is allowed"
+    assert stage.breaker.allows()
+    for seconds in range(1, 4):
+        stage.wait(1.0)
+        assert stage.monitor.monitor_tick(PriceTick("ETHUSDT", 3_000.0)).alert_level is CRITICAL
+        assert not stage.breaker.allows()
+        (cause,) = stage.breaker.snapshot().causes
+        assert (cause.kind.value, cause.latched) == ("data", seconds == 3)
+    assert told in cause.reason
+    assert "60000 ms are allowed" in cause.reason
+    (freeze,) = stage.freezes
+    assert (freeze.metadata["cause"], freeze.metadata["limit"]) == ("marks", 60_000.0)
+    assert other_ticks(stage, minutes=100).alert_level is CRITICAL
+    assert stage.sample("alerts_total", measure="marks", level="CRITICAL") == 1.0
+
+
+def test_ticks_of_other_symbols_confirm_an_old_mark_by_the_second_and_not_by_the_tick() -> None:
+    stage = Stage()
+    stage.wait(61.0)
+    for _ in range(100):
+        stage.tick(3_000.0, "ETHUSDT")
+    (cause,) = stage.breaker.snapshot().causes
+    assert not cause.latched
+    stage.tick(40_000.0)
+    stage.wait(5.0)
+    assert stage.tick(40_000.0).alert_level is NORMAL
+    assert stage.breaker.allows(), "a pause lifts itself once its own mark has come"
+    assert stage.freezes == []
+
+
+def test_an_old_mark_that_comes_again_recovers_by_itself() -> None:
+    stage = Stage()
+    other_ticks(stage, minutes=2)
+    assert stage.breaker.is_engaged()
+    stage.wait(60)
+    for _ in range(8):
+        assert stage.tick(40_000.0).alert_level is NORMAL
+    assert stage.breaker.state == "SAFE"
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_an_old_mark_does_what_the_limits_say(marked: bool) -> None:
+    mild = {"mark_stale" if marked else "mark_missing": "warning"}
+    stage = Stage(mark_max_age_ms=5_000, **mild)
+    if marked:
+        stage.tick(40_000.0)
+    assert other_ticks(stage, minutes=1).alert_level is WARNING
+    assert stage.breaker.allows()
+    off = Stage(mark_max_age_ms=None)
+    assert other_ticks(off, minutes=100).alert_level is NORMAL
+
+
+def test_a_symbol_that_is_not_held_any_more_has_no_age_and_one_that_is_held_again_has_a_new_one() -> None:
+    stage = Stage()
+    stage.tick(40_000.0)
+    other_ticks(stage, minutes=2)
+    assert stage.monitor.on_fill(BTC, "sell", 2.5, 40_000.0).alert_level is NORMAL
+    assert stage.monitor.on_fill(BTC, "buy", 1.0, 40_000.0).alert_level is NORMAL
+    assert other_ticks(stage, minutes=1).alert_level is NORMAL
+    assert other_ticks(stage, minutes=1).alert_level is CRITICAL
+
+
+def test_unknown_is_frozen__a_feed_that_is_silent_altogether_is_found_by_a_look() -> None:
+    stage = Stage()
+    stage.tick(40_000.0)
+    stage.wait(60.0)
+    assert stage.monitor.look().alert_level is NORMAL
+    for _ in range(3):
+        stage.wait(1.0)
+        assert stage.monitor.look().alert_level is CRITICAL
+    assert [one.metadata["cause"] for one in stage.freezes] == ["marks"]
+    ticks = stage.monitor.get_summary()["ticks_total"]
+    stage.monitor._clock = lambda: 1 // 0
+    assert stage.monitor.look().alert_level is CRITICAL
+    assert stage.monitor.get_summary()["ticks_total"] == ticks
+
+
+def test_unknown_is_frozen__a_fill_that_no_clock_saw_coming_has_no_age() -> None:
+    stage = Stage(held=False)
+    good, stage.monitor._clock = stage.monitor._clock, lambda: 1 // 0
+    stage.monitor.on_fill(BTC, "buy", 1.0, 40_000.0)
+    stage.monitor._clock = good
+    state = stage.tick(3_000.0, "ETHUSDT")
+    assert (state.positions, state.alert_level) == ({BTC: 1.0}, CRITICAL)
+    assert stage.tick(40_000.0).alert_level is NORMAL
+
+
+def test_unknown_is_frozen__a_clock_that_went_back_leaves_no_age_known() -> None:
+    stage = Stage()
+    stage.wait(100.0)
+    stage.tick(40_000.0)
+    stage.ns -= 50 * 10**9
+    assert stage.tick(3_000.0, "ETHUSDT").alert_level is CRITICAL
+
+
+def test_of_ten_thousand_symbols_the_oldest_is_found_and_only_it() -> None:
+    stage = Stage(held=False, balance=1e9)
+    names = [f"S{number}" for number in range(10_000)]
+    stage.monitor.monitor_tick(AccountTick(0.0, {name: Holding(1.0, 1.0, 1.0) for name in names}))
+    stage.wait(30.0)
+    for name in names[1:]:
+        stage.monitor.monitor_tick(PriceTick(name, 1.0))
+    stage.wait(29.0)
+    assert stage.tick(1.0, "S5").alert_level is NORMAL
+    stage.wait(2.0)  # a 64th of the age later at most
+    assert stage.tick(1.0, "S5").alert_level is CRITICAL
+    (cause,) = stage.breaker.snapshot().causes
+    assert cause.reason.startswith("S0: its newest mark is")
+    assert "S1" not in cause.reason
+
+
+def test_a_shorter_age_holds_at_once() -> None:
+    stage = Stage()
+    stage.tick(40_000.0)
+    stage.wait(30.0)
+    stage.monitor.set_limits(AccountLimits(mark_max_age_ms=10_000))
+    assert stage.monitor.state().alert_level is CRITICAL
+    assert not stage.breaker.allows()
 
 
 # ---- an account as its keeper tells it
