@@ -105,7 +105,7 @@ class AgentSettings(_Section):
     link: str = Field("/run/killswitch/{cluster}/agent.sock", description="Unix socket for the node's routers.")
     state_dir: str = Field("/var/lib/killswitch/{cluster}", description="The journal of flags seen.")
     http_host: str = Field("127.0.0.1", description="Address of /metrics, /healthz and /readyz.")
-    http_port: int = Field(9464, ge=0, le=65_535, description="Their port; 0 takes a free one and logs it.")
+    http_port: int = Field(9464, ge=0, le=65_535, description="Port number; 0 takes a free one and logs it.")
     report_min_interval_ms: PositiveInt = Field(50, description="At most one report in this time: 20 a second.")
     report_max_interval_ms: PositiveInt = Field(1_000, description="At least one report in this time.")
     freeze_scope: Literal["global", "node", "symbol"] = Field(
@@ -146,8 +146,8 @@ class MoneyRule(_Section):
 class CountRule(_Section):
     """A rule on a number of nodes."""
 
-    warning_nodes: PositiveInt | None = Field(None, description="Warn from this many nodes on.")
-    hard_nodes: PositiveInt | None = Field(None, description="Freeze from this many nodes on.")
+    warning_nodes: PositiveInt | None = Field(None, description="Count. Warn from this many nodes on.")
+    hard_nodes: PositiveInt | None = Field(None, description="Count. Freeze from this many nodes on.")
     mode: Literal["frozen", "reduce-only"] = Field("frozen", description="How far the freeze restricts.")
 
 
@@ -178,7 +178,7 @@ class CoordinatorSettings(_Section):
     """The coordinator."""
 
     http_host: str = Field("127.0.0.1", description="Address of /metrics, /healthz and /readyz.")
-    http_port: int = Field(9465, ge=0, le=65_535, description="Their port; 0 takes a free one and logs it.")
+    http_port: int = Field(9465, ge=0, le=65_535, description="Port number; 0 takes a free one and logs it.")
     evaluate_every_ms: PositiveInt = Field(200, description="How often the leader adds up and applies its rules.")
     rules: RuleSettings = Field(default_factory=RuleSettings)
 

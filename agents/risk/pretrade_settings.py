@@ -23,8 +23,8 @@ _Ms = Annotated[int, Field(strict=True, gt=0)]
 class SymbolOrderSize(Section):
     """Limits of single orders in one symbol; what is absent is as for every symbol."""
 
-    max_quantity: _Quantity | None = Field(None, description="Units of the symbol.")
-    max_value_usd: _Usd | None = Field(None, description="USD.")
+    max_quantity: _Quantity | None = Field(None, description="Units of the symbol. The most of one order in it.")
+    max_value_usd: _Usd | None = Field(None, description="USD. The most of one order in it, quantity times price.")
 
 
 class OrderSizeSettings(Section):
@@ -61,10 +61,10 @@ class PriceCollarSettings(Section):
 class ThrottleSettings(Section):
     """Messages a second: RTS 6 Art. 15(1)(d). Each limit is a token bucket that fills evenly."""
 
-    orders_per_s: _Count | None = Field(100, description="New orders a second over all symbols; null: no limit.")
-    amends_per_s: _Count | None = Field(100, description="Amendments a second over all symbols; null: no limit.")
-    symbol_orders_per_s: _Count | None = Field(None, description="New orders a second in one symbol.")
-    symbol_amends_per_s: _Count | None = Field(None, description="Amendments a second in one symbol.")
+    orders_per_s: _Count | None = Field(100, description="Count a second. New orders over all symbols; null: no limit.")
+    amends_per_s: _Count | None = Field(100, description="Count a second. Amendments over all symbols; null: no limit.")
+    symbol_orders_per_s: _Count | None = Field(None, description="Count a second. New orders in one symbol.")
+    symbol_amends_per_s: _Count | None = Field(None, description="Count a second. Amendments in one symbol.")
     burst_s: Annotated[float, Field(strict=True, gt=0, le=3_600)] = Field(
         1.0, description="Seconds' worth of messages that may go at once after a pause: in any second at most (1 + "
         "burst_s) times the limit.",
@@ -74,14 +74,14 @@ class ThrottleSettings(Section):
 class DuplicateSettings(Section):
     """Orders that are all the same: symbol, side, quantity and price."""
 
-    max_same_orders: _Count = Field(10, description="Same orders within the window; one more is refused.")
-    window_ms: _Ms = Field(1_000, description="Milliseconds.")
+    max_same_orders: _Count = Field(10, description="Count. Same orders within the window; one more is refused.")
+    window_ms: _Ms = Field(1_000, description="Milliseconds. How long an order counts for the same as another.")
 
 
 class RepeatedExecutionSettings(Section):
     """Executions of one strategy that no person has looked at: RTS 6 Art. 15(3)."""
 
-    max_executions: _Count = Field(..., description="Fills of one strategy; then it is disabled until a person acts.")
+    max_executions: _Count = Field(..., description="Count. Fills of one strategy; then it is disabled until a person acts.")
     designated_staff: tuple[Annotated[StrictStr, Field(min_length=1, max_length=128)], ...] = Field(
         (), description="Who may enable a strategy again; empty: any named person.", max_length=1_000
     )
@@ -90,17 +90,17 @@ class RepeatedExecutionSettings(Section):
 class WorkingOrderSettings(Section):
     """Orders that work at one time."""
 
-    max_total: _Count | None = Field(None, description="Orders over all symbols; absent: no limit.")
-    max_per_symbol: _Count | None = Field(None, description="Orders in one symbol; absent: no limit.")
+    max_total: _Count | None = Field(None, description="Count. Orders over all symbols; absent: no limit.")
+    max_per_symbol: _Count | None = Field(None, description="Count. Orders in one symbol; absent: no limit.")
 
 
 class DailySettings(Section):
     """What may happen in one calendar day. What is absent is not limited."""
 
-    max_orders: _Count | None = Field(None, description="Orders that passed.")
-    max_cancels: _Count | None = Field(None, description="Cancels; at the limit new orders are refused, cancels never.")
+    max_orders: _Count | None = Field(None, description="Count. Orders that passed.")
+    max_cancels: _Count | None = Field(None, description="Count. Cancels; at the limit new orders are refused, cancels never.")
     max_losses: _Count | None = Field(
-        None, description="Trades that ended with a loss; then only reducing orders pass."
+        None, description="Count. Trades that ended with a loss; then only reducing orders pass."
     )
     max_loss_usd: _Usd | None = Field(
         None, description="USD lost over the day's trades together; from there on only reducing orders pass."

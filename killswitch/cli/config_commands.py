@@ -107,8 +107,9 @@ def _schema_of(which: str) -> dict[str, Any]:
 
         return rules_schema()
     from killswitch.config import Settings  # noqa: PLC0415 - only when used
+    from killswitch.settings_schema import settings_schema  # noqa: PLC0415 - only when used
 
-    return Settings.model_json_schema()
+    return settings_schema(Settings)
 
 
 @config.command("limits-history")
