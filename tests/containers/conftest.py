@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,19 +11,24 @@ import pytest
 from tests.containers.etcd_servers import EtcdServers
 from tests.containers.faults import Faults
 from tests.containers.lab import ROUTERS, Lab, StoreServers
-from tests.containers.pods import Engine
+from tests.containers.leftovers import removed_on_sigterm, sweep
+from tests.containers.pods import Engine, require_near_daemon
 from tests.containers.redis_servers import RedisServer, SentinelServers
 from tests.containers.times import Times
+from tests.containers.two_stores import TwoStores
 from tests.containers.zookeeper_servers import ZooKeeperServer
 from tests.images.choose import choose_image, require_docker
 from tests.images.project import build_project_images
 
-STORES: dict[str, tuple[str, Callable[[Engine, str], StoreServers]]] = {
-    "etcd": ("etcd", EtcdServers),
-    "redis": ("redis", RedisServer),
-    "redis-sentinel": ("redis", SentinelServers),
-    "zookeeper": ("zookeeper", ZooKeeperServer),
+STORES: dict[str, tuple[tuple[str, ...], Callable[..., StoreServers]]] = {
+    "etcd": (("etcd",), EtcdServers),
+    "redis": (("redis",), RedisServer),
+    "redis-sentinel": (("redis",), SentinelServers),
+    "redis-sentinel without its fence": (("redis",), functools.partial(SentinelServers, wait_replicas=0)),
+    "zookeeper": (("zookeeper",), ZooKeeperServer),
+    "etcd and redis": (("etcd", "redis"), TwoStores),
 }
+"""By its name: the images that it takes, and what starts it."""
 NODES = {"etcd": tuple(ROUTERS)}
 """The faults of nodes are tried on etcd; three nodes show what another store does."""
 
@@ -36,7 +42,14 @@ class Keeper:
 
     def __init__(self) -> None:
         self._client = require_docker()
+        if left := sweep(self._client):
+            print(f"removed what a run that is gone had left: {', '.join(left)}")
         self._image = build_project_images(self._client)
+        engine = Engine(self._client, self._image)
+        try:
+            require_near_daemon(engine)
+        finally:
+            engine.close()
         self._kind = ""
         self._engine: Engine | None = None
         self._cannot: set[str] = set()
@@ -59,9 +72,9 @@ class Keeper:
         return self.lab
 
     def _servers(self, kind: str) -> Callable[[Engine], StoreServers]:
-        image_name, servers = STORES[kind]
-        image = choose_image(self._client, image_name)
-        return lambda engine: servers(engine, image)
+        image_names, servers = STORES[kind]
+        images = [choose_image(self._client, name) for name in image_names]
+        return lambda engine: servers(engine, *images)
 
     def logs(self) -> str:
         """The last words of everybody."""
@@ -83,8 +96,9 @@ class Keeper:
 def keeper() -> Iterator[Keeper]:
     """Of the session's cluster."""
     keeper = Keeper()
-    yield keeper
-    keeper.close()
+    with removed_on_sigterm():
+        yield keeper
+        keeper.close()
 
 
 @pytest.fixture
@@ -116,9 +130,9 @@ def faults(lab: Lab) -> Iterator[Faults]:
 
 @pytest.fixture
 def times(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """Note a measured time of this scenario."""
+    """Note a measured time of this scenario and judge it by its bound, or say why it has none: :meth:`Times.note`."""
     kept = request.config.stash.setdefault(TIMES, Times())
-    return lambda what, ms, bound_ms=None: kept.note(request.node.name, what, ms, bound_ms)
+    return functools.partial(kept.note, request.node.name)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from killswitch.clock import now_ns
@@ -15,13 +17,17 @@ from tests.containers.lab import (
     FAKE_CLOCK_NODE,
     SLOW_LINK_FILE,
     SLOW_NODE,
+    STATE_DIR,
     TRAPPED_NODE,
     VENUE_PORT,
     Lab,
+    run_volume,
 )
-from tests.containers.pods import PYTHON, DidNotTakeHold, Pod, Process, run_in, took_hold
+from tests.containers.pods import PYTHON, DidNotTakeHold, Pod, Process, in_parallel, run_in, took_hold
 
 MEASUREMENTS = 3
+CLOCK_OFF_BY_AT_MOST_S = 3.0
+"""A report is up to a second old, and this machine may be slow to read it."""
 
 
 class Faults:
@@ -31,6 +37,7 @@ class Faults:
         self._lab = lab
         self._undo: list[Callable[[], object]] = []
         self._twins = itertools.count(1)
+        self._disks: dict[str, str] = {}
 
     def heal_all(self) -> None:
         """Take back every fault that still holds, the newest first."""
@@ -59,25 +66,36 @@ class Faults:
         pod.plug("control")
         took_hold(lambda: self._reaches_store(pod), f"{name} to reach the store again")
 
-    def slow(self, ms: int) -> float:
-        """Make the line between the slow node and the store longer by this many milliseconds for a round trip.
+    def slow(self, node: str, ms: int) -> float:
+        """Make the line between a node and the store longer by this many milliseconds for a round trip.
 
         Returns:
             the time of a read by that line, in milliseconds.
 
         Raises:
+            ValueError: the node's line cannot be made slow.
             DidNotTakeHold: reads by that line are not slower.
         """
-        self._undo.append(self.hurry)
+        must_be(node, SLOW_NODE, "a line to the store that can be made slow")
+        self._undo.append(lambda: self.hurry(node))
         self._set_delay(ms)
         measured_ms = self._read_by_slow_line_ms()
         if measured_ms < ms:
             raise DidNotTakeHold(f"a read by the slow line takes {measured_ms:.0f} ms and should take {ms} ms and more")
         return measured_ms
 
-    def hurry(self) -> None:
-        """Make the slow line a quick one again."""
+    def hurry(self, node: str) -> None:
+        """Make the slow line a quick one again.
+
+        Raises:
+            ValueError: the node's line is never slow.
+            DidNotTakeHold: reads by that line take as long as before.
+        """
+        must_be(node, SLOW_NODE, "a line to the store that can be made slow")
+        before_ms = float(self._lab.engine.pods["line"].exec("cat", SLOW_LINK_FILE))
         self._set_delay(0)
+        if before_ms:
+            took_hold(lambda: self._read_by_slow_line_ms() < before_ms, f"a read in less than {before_ms:.0f} ms")
 
     def _set_delay(self, ms: int) -> None:
         self._lab.engine.pods["line"].write(SLOW_LINK_FILE, str(ms))
@@ -141,6 +159,56 @@ with ThreadPoolExecutor() as pool:
         for process in processes:
             process.go_on()
 
+    # -- whole nodes -------------------------------------------------------------------------------------------------
+
+    def pause_node(self, node: str) -> None:
+        """Freeze a node as a machine that is suspended: agent and routers stand where they are, its memory is kept."""
+        self._undo.append(lambda: self.resume_node(node))
+        in_parallel([process.pause for process in self._lab.processes_of(node)])
+
+    def resume_node(self, node: str) -> None:
+        """Let every process of a node go on."""
+        in_parallel([process.resume for process in self._lab.processes_of(node)])
+
+    def power_off(self, node: str) -> None:
+        """Take the power from a node: its processes, shared memory, sockets and interfaces are gone, its disk is kept.
+
+        Raises:
+            DidNotTakeHold: the machine is still there, or its agent had no journal that could be kept.
+        """
+        engine, pod = self._lab.engine, self._lab.engine.pods[node]
+        self._undo.append(lambda: self.power_on(node))
+        in_parallel([process.kill for process in pod.processes.values() if process.runs])
+        self._disks[node] = journals_of(pod)
+        if not self._disks[node]:
+            raise DidNotTakeHold(f"{node} has no journal in {STATE_DIR}, by which its disk could be told again")
+        holder = Process(f"{node}/its machine", pod.holder)
+        pids = holder.pids()
+        engine.remove_pod(node, forget=[run_volume(node)])
+        took_hold(
+            lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), f"{holder.name}: off, pids {pids} gone"
+        )
+
+    def power_on(self, node: str) -> None:
+        """Start a node that has no power, on the disk that it had. No error when it has some.
+
+        Raises:
+            DidNotTakeHold: its disk is not what it was, or its shared memory has outlived it.
+        """
+        if node not in self._lab.engine.pods:
+            pod = self._lab.make_node(node)
+            if journals_of(pod) != self._disks[node]:
+                raise DidNotTakeHold(f"{node} has come back without the journal that it had")
+            if left := pod.exec("find", "/dev/shm", "/run/killswitch", "-type", "f", "-o", "-type", "s"):
+                raise DidNotTakeHold(f"{node} was off, and still has {left}")
+        if not self._lab.processes_of(node):
+            self._lab.start_node(node)
+
+    def restart_node(self, node: str) -> None:
+        """Take a node's power and give it back: a machine that reboots."""
+        self.power_off(node)
+        self.power_on(node)
+
     @contextlib.contextmanager
     def twin_of(self, node: str) -> Iterator[Process]:
         """Start a second pod on this machine whose agent has the name of a node."""
@@ -152,11 +220,16 @@ with ThreadPoolExecutor() as pool:
             if twin.runs:
                 twin.kill()
 
-    def stop_router_at(self, point: str) -> Process:
-        """Stop the trapped node's router by SIGSTOP at a point of its next order: ``before-second-look`` or
+    def stop_router_at(self, node: str, point: str) -> Process:
+        """Stop a node's router by SIGSTOP at a point of its next order: ``before-second-look`` or
         ``after-second-look``. Returns once the kernel says that it stands.
+
+        Raises:
+            ValueError: no trap can be set on the node.
+            DidNotTakeHold: the router did not stop.
         """
-        router = self._lab.router(self._lab.routers(TRAPPED_NODE)[0])
+        must_be(node, TRAPPED_NODE, "a router that can be stopped at a point of its next order")
+        router = self._lab.router(self._lab.routers(node)[0])
         self._undo.append(lambda: self._take_trap_away(router))
         self._lab.engine.pods[TRAPPED_NODE].write("/dev/shm/trap", point)
         took_hold(lambda: router.states("T"), f"{router.name} to stop {point}")
@@ -197,9 +270,9 @@ with ThreadPoolExecutor() as pool:
         """From now on the replica misses what is written."""
         self._servers.stop_replicating()
 
-    def fail_over(self, *, forgets: str) -> None:
-        """Lose the primary, and have the replica promoted, which never heard of this freeze."""
-        self._servers.fail_over(forgets=forgets)
+    def fail_over(self, *, forgets: str = "", keeps: str = "") -> None:
+        """Lose the primary, and have the replica promoted, which never heard of one freeze, or which has another."""
+        self._servers.fail_over(forgets=forgets, keeps=keeps)
 
     @property
     def _servers(self) -> Any:
@@ -213,12 +286,47 @@ with ThreadPoolExecutor() as pool:
 
     # -- clocks ------------------------------------------------------------------------------------------------------
 
-    def step_wall_clock(self, seconds: int) -> None:
-        """Step the wall clock of the node that has one of its own, for its agent and its routers."""
-        node = FAKE_CLOCK_NODE
-        self._undo.append(lambda: self._lab.engine.pods[node].write(FAKE_CLOCK_FILE, "+0"))
+    def step_wall_clock(self, node: str, seconds: int) -> None:
+        """Step a node's wall clock, for its agent and its routers.
+
+        Returns once the running agent has written a time that is off by so much, and its routers read the same clock.
+
+        Raises:
+            ValueError: the node has the clock of this machine.
+            DidNotTakeHold: the agent's own time is not off by so much, or a router does not look at the stepped clock.
+        """
+        must_be(node, FAKE_CLOCK_NODE, "a wall clock of its own")
+        self._undo.append(lambda: self._set_clock(node, 0))
+        self._set_clock(node, seconds)
+
+    def _set_clock(self, node: str, seconds: int) -> None:
         self._lab.engine.pods[node].write(FAKE_CLOCK_FILE, f"{seconds:+d}")
-        for process in (self._lab.agent(node), *(self._lab.router(name) for name in self._lab.routers(node))):
-            off_s = int(process.exec("date", "+%s")) - time.time()
-            if abs(off_s - seconds) > 2:
-                raise DidNotTakeHold(f"{process.name}: the wall clock is off by {off_s:.0f} s, not by {seconds} s")
+        took_hold(
+            lambda: abs(self._report_is_off_by_s(node) - seconds) < CLOCK_OFF_BY_AT_MOST_S,
+            f"{node}'s agent to report with a wall clock that is {seconds} s off",
+        )
+        # A router writes no wall-clock time anywhere; that its process reads the file at every look is libfaketime's.
+        for router in map(self._lab.router, self._lab.routers(node)):
+            if not router.has_loaded("libfaketime"):
+                raise DidNotTakeHold(f"{router.name} runs without libfaketime, so its wall clock is this machine's")
+
+    def _report_is_off_by_s(self, node: str) -> float:
+        at = self._lab.cluster.membership().reports[node].at
+        return dt.datetime.fromisoformat(at).timestamp() - time.time()
+
+
+def must_be(node: str, only: str, lever: str) -> None:
+    """Refuse a fault on a node that was not built for it.
+
+    Raises:
+        ValueError: says which node has what is asked for.
+    """
+    if node != only:
+        raise ValueError(
+            f"{node} does not have {lever}; {only} does: name that one, or give {node} one in tests/containers/lab.py"
+        )
+
+
+def journals_of(pod: Pod) -> str:
+    """Names and hashes of the journals on a node's disk; empty when there are none."""
+    return pod.exec("find", STATE_DIR, "-name", "*.journal", "-exec", "sha256sum", "{}", "+")

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from killswitch.clock import now_ns
 from killswitch.cluster import Cluster, NotInitialised
 from killswitch.core.flag import Flag
 from killswitch.stores import StoreError, open_store
@@ -24,6 +25,7 @@ from tests.waiting import wait_until
 
 CLUSTER = "lab"
 GATE, LINK = f"/dev/shm/killswitch/{CLUSTER}/gate", f"/run/killswitch/{CLUSTER}/agent.sock"
+STATE_DIR = "/var/lib/killswitch"
 ROUTERS = {"n1": ("n1-r1", "n1-r2"), "n2": ("n2-r1",), "n3": ("n3-r1",), "n4": ("n4-r1",), "n5": ("n5-r1",)}
 COORDINATORS = ("c1", "c2")
 SLOW_NODE, FAKE_CLOCK_NODE, TRAPPED_NODE = "n4", "n5", "n3"
@@ -115,8 +117,9 @@ class Lab:
         self.operator = engine.pod("operator", ["control"])
         self.venue = engine.pod("venue", ["market"])
         self._holders: dict[str, Process] = {}
-        store = open_store(self.servers.url(), request_timeout_ms=2_000)
-        self.cluster = Cluster(store, CLUSTER)
+        self.urls = tuple(self.servers.url().split())
+        self.clusters = [Cluster(open_store(url, request_timeout_ms=2_000), CLUSTER) for url in self.urls]
+        self.cluster = self.clusters[0]
         self._judge: Judge | None = None
         try:
             self._start_all()
@@ -155,10 +158,6 @@ class Lab:
         """A coordinator."""
         return self.engine.pods[name].processes["coordinator"]
 
-    def lost_within_ms(self) -> float:
-        """After its last keep-alive a lease has gone by then, and somebody has seen it."""
-        return self.bounds["failover_ms"] + self.cluster.store.guarantees.lease_slack_ms
-
     def refused(self, router: str) -> int:
         """Orders that a router's gate has refused, by its own count, written a few times a second."""
         counts = json.loads(self.router(router).exec("cat", stats_file(router)))
@@ -195,32 +194,50 @@ class Lab:
         """What the command prints as JSON."""
         return dict(json.loads(self.killswitch("-o", "json", *words, expect=expect).out))
 
-    def freeze(self, reason: str, *more: str, expect: int | None = 0) -> Frozen:
-        """Freeze by the command, and wait for the certificate."""
-        ran = self.killswitch("-o", "json", "freeze", "--reason", reason, *more, expect=expect)
+    def freeze(self, reason: str, *more: str, expect: int | None = 0, store: str = "") -> Frozen:
+        """Freeze by the command, and wait for the certificate; in all stores, or in the one whose URL is given."""
+        where = ("--store", store) if store else ()
+        ran = self.killswitch(*where, "-o", "json", "freeze", "--reason", reason, *more, expect=expect)
         assert ran.out, f"killswitch freeze printed no document: exit {ran.code}\n{ran.err}"
         document = json.loads(ran.out)
         certificate = document["certificate"] or {"elapsed_ms": document["committed_ms"]}
         since_commit_ms = certificate["elapsed_ms"] - document["committed_ms"]
         return Frozen(document, boot_ns(document["freeze"]["at"]), ran.returned_ns - int(since_commit_ms * 1e6))
 
-    def release(self, expect: int | None = 0) -> int:
-        """Release everything at the current epoch by the command; return an instant just before it was sent."""
-        epoch = self.flag().epoch
-        words = ("-o", "json", "release", "--epoch", str(epoch), "--reason", "the scenario goes on", "--yes")
-        self.killswitch(*words, expect=expect)
-        return boot_ns(next(entry.at for key_epoch, entry in self.cluster.history() if key_epoch == epoch + 1))
+    def release(self, expect: int | None = 0, *, stores: Sequence[int] = ()) -> int:
+        """Release everything at the current epochs by the command; return an instant just before it was sent.
+
+        Args:
+            expect: exit code of the command.
+            stores: by their places; all when none is named.
+        """
+        places = tuple(stores) or tuple(range(len(self.urls)))
+        epochs = [self.flag(place).epoch for place in places]
+        where = [word for place in places for word in ("--store", self.urls[place])]
+        words = [word for epoch in epochs for word in ("--epoch", str(epoch))]
+        said_ns = now_ns()
+        self.killswitch(
+            *where, "-o", "json", "release", *words, "--reason", "the scenario goes on", "--yes", expect=expect
+        )
+        # Of several stores, those that held nothing have no entry of it; and the command may have failed.
+        released = [
+            entry.at
+            for place, before in zip(places, epochs, strict=True)
+            for epoch, entry in self.clusters[place].history()
+            if epoch == before + 1
+        ]
+        return min(map(boot_ns, released), default=said_ns)
 
     # -- what can be seen --------------------------------------------------------------------------------------------
 
-    def flag(self) -> Flag:
-        """The flag in the store."""
-        return self.cluster.read_flag().flag
+    def flag(self, place: int = 0) -> Flag:
+        """The flag in the store, or in the one of several that has this place."""
+        return self.clusters[place].read_flag().flag
 
-    def find_flag(self) -> Flag | None:
+    def find_flag(self, place: int = 0) -> Flag | None:
         """The flag, ``None`` while the store does not answer or holds none."""
         with contextlib.suppress(StoreError, NotInitialised):
-            return self.flag()
+            return self.flag(place)
         return None
 
     def is_open(self, node: str) -> bool:
@@ -244,10 +261,13 @@ class Lab:
         return record if record.get("final") else None
 
     def is_joined(self, node: str) -> bool:
-        """The node has its lease and has reported with the newest epoch."""
-        membership = self.cluster.membership()
-        report, live = membership.reports.get(node), membership.live.get(node)
-        return live is not None and report is not None and report.instance == live.instance
+        """The node has its lease, and its present run has reported; in every store."""
+        for cluster in self.clusters:
+            membership = cluster.membership()
+            report, live = membership.reports.get(node), membership.live.get(node)
+            if live is None or report is None or report.instance != live.instance:
+                return False
+        return True
 
     def wait_until_ready(self) -> None:
         """Wait until somebody leads, every node has joined, nothing is frozen and every router trades."""
@@ -288,7 +308,7 @@ class Lab:
         if self._holders:
             wait_until(self._holds_little, within_s=READY_WITHIN_S, what="the position to go")
         for _ in range(3):
-            if self.flag().freezes:
+            if any(self.flag(place).freezes for place in range(len(self.urls))):
                 self.release(expect=None)
         self.wait_until_ready()
 
@@ -299,7 +319,8 @@ class Lab:
         """End the connections of the tests themselves; the engine removes the containers."""
         if self._judge is not None:
             self._judge.close()
-        self.cluster.store.close()
+        for cluster in self.clusters:
+            cluster.store.close()
 
     # -- starting ----------------------------------------------------------------------------------------------------
 
@@ -332,11 +353,23 @@ class Lab:
 
     def _start_coordinator(self, name: str) -> None:
         pod = self.engine.pod(name, ["control"])
-        pod.start("coordinator", ["coordinator", "run", "--id", name], environment=self.environment())
+        # A coordinator serves one store, and of several each has one of its own here.
+        url = self.urls[COORDINATORS.index(name) % len(self.urls)]
+        pod.start("coordinator", ["coordinator", "run", "--id", name], environment=self.environment(url))
 
     def _start_node(self, node: str) -> None:
-        volumes = {"/run/killswitch": f"run-{node}", "/var/lib/killswitch": f"state-{node}"}
-        pod = self.engine.pod(node, ["control", "market"], volumes=volumes)
+        self.make_node(node)
+        self.start_node(node)
+
+    def make_node(self, node: str) -> Pod:
+        """A node's machine, on which nothing of the product runs yet."""
+        volumes = {"/run/killswitch": run_volume(node), STATE_DIR: f"state-{node}"}
+        return self.engine.pod(node, ["control", "market"], volumes=volumes)
+
+    def start_node(self, node: str) -> None:
+        """Start a node's agent and its routers on its machine."""
+        pod = self.engine.pods[node]
+        self._holders.pop(node, None)
         extra: Mapping[str, str] = {}
         if node == FAKE_CLOCK_NODE:
             pod.write(FAKE_CLOCK_FILE, "+0")
@@ -360,6 +393,11 @@ class Lab:
     def _bounds(self) -> dict[str, float]:
         """What ``killswitch config check`` promises with these settings, in milliseconds."""
         return {name: float(ms) for name, ms in self.ask("config", "check")["worst_case"].items()}
+
+
+def run_volume(node: str) -> str:
+    """What a node's processes share below ``/run``; as there, it does not outlive the machine."""
+    return f"run-{node}"
 
 
 def stats_file(router: str) -> str:

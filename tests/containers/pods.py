@@ -20,6 +20,8 @@ from docker.errors import DockerException, NotFound
 from docker.models.containers import Container
 
 from killswitch.clock import now_ns
+from tests.containers.leftovers import labels
+from tests.images.choose import give_up
 from tests.waiting import wait_until
 
 HOLD = ["sleep", "infinity"]
@@ -64,7 +66,9 @@ class Engine:
     def network(self, name: str) -> Any:
         """A private network, made when it is first asked for."""
         if name not in self._networks:
-            self._networks[name] = self.client.networks.create(f"{self.run_id}-{name}", driver="bridge", internal=True)
+            self._networks[name] = self.client.networks.create(
+                f"{self.run_id}-{name}", driver="bridge", internal=True, labels=labels()
+            )
         return self._networks[name]
 
     def pod(self, name: str, networks: Sequence[str], *, volumes: Mapping[str, str] | None = None) -> Pod:
@@ -78,7 +82,7 @@ class Engine:
         mounts = {}
         for mount, volume in (volumes or {}).items():
             full = f"{self.run_id}-{volume}"
-            self._volumes.append(self.client.volumes.create(full))
+            self._volumes.append(self.client.volumes.create(full, labels=labels()))
             mounts[full] = {"bind": mount, "mode": "rw"}
         first, *others = (self.network(network) for network in networks)
         holder = self.run(
@@ -91,10 +95,26 @@ class Engine:
 
     def run(self, name: str, image: str, **options: Any) -> Container:
         """Start a container that goes with the lab."""
-        container = self.client.containers.create(image, name=f"{self.run_id}-{name}", **options)
+        container = self.client.containers.create(image, name=f"{self.run_id}-{name}", labels=labels(), **options)
         self._containers.append(container)
         container.start()
         return container
+
+    def remove_pod(self, name: str, *, forget: Iterable[str] = ()) -> None:
+        """Kill and remove everything of a pod, its holder and with it its shared memory and its interfaces included.
+
+        Args:
+            name: of the pod.
+            forget: volumes that go with it; the others are kept, as disks are.
+        """
+        pod = self.pods[name]
+        gone = [*(process.container for process in pod.processes.values()), pod.holder]
+        for container in gone:
+            container.remove(force=True, v=True)
+            self._containers.remove(container)
+        for volume in forget:
+            self.client.volumes.get(f"{self.run_id}-{volume}").remove()
+        del self.pods[name]
 
     @property
     def switch(self) -> Container:
@@ -296,14 +316,29 @@ class Process:
         """Run a command beside it, with its environment; it must succeed."""
         return must(run_in(self.container, words, user=user), f"{self.name}: {shlex.join(words)}")
 
+    def pids(self) -> list[int]:
+        """Of the process and its children, as this machine numbers them; empty when it has ended."""
+        pid = self._pid()
+        return [pid, *children_of(pid)] if pid else []
+
+    def is_here(self, words: Sequence[str]) -> bool:
+        """Tell whether this machine's kernel says that the process runs these words, as Docker says that it does."""
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{self._pid()}/cmdline").read_bytes().decode().split("\0")[:-1] == list(words)
+        return False
+
+    def has_loaded(self, library: str) -> bool:
+        """Tell whether the process or a child of it has a library in its memory, by the kernel's word."""
+        maps = (Path(f"/proc/{pid}/maps") for pid in self.pids())
+        return any(library in path.read_text(errors="replace") for path in maps if path.exists())
+
     def states(self, letter: str) -> bool:
         """Tell whether the kernel gives the process this letter: ``T`` is stopped by a signal."""
         return any(letter == state for state in self._kernel_states())
 
     def _kernel_states(self) -> Iterable[str]:
         """Letters of the process and its children: a process below an init of its own is one of those."""
-        pid = self._pid()
-        for entry in (pid, *children_of(pid)):
+        for entry in self.pids():
             with contextlib.suppress(OSError):
                 yield Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[0]
 
@@ -323,6 +358,19 @@ class Process:
     def _state(self) -> dict[str, Any]:
         self.container.reload()
         return dict(self.container.attrs["State"])
+
+
+def require_near_daemon(engine: Engine) -> None:
+    """Skip, or fail where Docker is required, when the daemon's processes are not to be seen from here."""
+    started = Process("a first container", engine.run("near", engine.image, entrypoint=HOLD))
+    try:
+        took_hold(lambda: started.is_here(HOLD), "the process of a container to be seen by this one")
+    except DidNotTakeHold:
+        give_up(
+            "the Docker daemon runs on another machine or in another process namespace, and the scenarios look at the "
+            "kernel and at the containers' own addresses: unset DOCKER_HOST and the Docker context, or run the tests "
+            "on the machine of the daemon"
+        )
 
 
 def children_of(pid: int) -> list[int]:

@@ -87,11 +87,19 @@ class RedisServer:
 
 
 class SentinelServers:
-    """A primary and a replica that is not waited for: what such a store may forget, the agents must remember."""
+    """A primary and a replica that three Sentinels look after.
+
+    Args:
+        engine: where they run.
+        image: of Redis.
+        wait_replicas: as in the URL; with 0 nobody waits for the replica, and what such a store may forget, the agents
+            must remember. ``None`` leaves it to the product's default.
+    """
 
     kind = "redis-sentinel"
 
-    def __init__(self, engine: Engine, image: str) -> None:
+    def __init__(self, engine: Engine, image: str, *, wait_replicas: int | None = None) -> None:
+        self._options = "" if wait_replicas is None else f"?wait_replicas={wait_replicas}"
         self.pods = [engine.pod(name, ["control"]) for name in ("redis1", "redis2")]
         self.hosts = [pod.ip("control") for pod in self.pods]
         self.servers = [
@@ -118,7 +126,7 @@ class SentinelServers:
     def url(self, ports: list[tuple[str, int]] | None = None) -> str:
         """The store's URL."""
         hosts = ",".join(f"{host}:{port}" for host, port in ports or self.ports)
-        return f"redis+sentinel://{hosts}/{NAME}?wait_replicas=0"
+        return f"redis+sentinel://{hosts}/{NAME}{self._options}"
 
     def primary(self) -> str:
         """Address of the one that the Sentinels name."""
@@ -163,18 +171,23 @@ class SentinelServers:
             "the replica to be out of reach",
         )
 
-    def fail_over(self, *, forgets: str) -> None:
+    def fail_over(self, *, forgets: str = "", keeps: str = "") -> None:
         """Lose the primary's whole machine, plug the replica in again, and wait until it has been made primary.
 
+        Args:
+            forgets: id or reason of a freeze of which the replica must not have heard.
+            keeps: id or reason of a freeze of which it must.
+
         Raises:
-            DidNotTakeHold: the replica knows of what it should have missed.
+            DidNotTakeHold: the replica knows of what it should have missed, or not of what it should know.
         """
         # Off the network first: the kernel would go on sending what a killed process had written.
         self.pods[0].unplug("control")
         self.servers[0].kill()
         flag = ask(self.servers[1], "HGET", self._flag, "value")
-        if '"freezes"' not in flag or forgets in flag:
-            raise DidNotTakeHold(f"the replica has heard of {forgets}, or holds no flag at all: {flag!r}")
+        if '"freezes"' not in flag or (forgets and forgets in flag) or keeps not in flag:
+            wanted = f"no word of {forgets}" if forgets else f"the freeze {keeps}"
+            raise DidNotTakeHold(f"the replica was to hold {wanted}, and holds {flag!r}")
         self.pods[1].plug("control")
         took_hold(lambda: self.primary() == self.hosts[1], "the failover", within_s=SERVES_WITHIN_S)
         took_hold(lambda: "role:master" in ask(self.servers[1], "INFO", "replication"), "the new primary's role")

@@ -11,7 +11,7 @@ from killswitch.clock import now_ns
 from tests.containers.faults import Faults
 from tests.containers.lab import COORDINATORS, GROSS_HARD_USD, Lab
 from tests.containers.test_nodes import NS_PER_MS, look_on
-from tests.containers.times import BUSY_FACTOR
+from tests.containers.times import BUSY_FACTOR, RULES_FOLLOW
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
@@ -35,14 +35,14 @@ def test_the_standby_leads_and_freezes_by_rule_when_the_leader_is(
     {"killed": lambda: faults.kill(lab.coordinator(first)), "paused": lambda: faults.pause(lab.coordinator(first)),
      "cut off": lambda: faults.cut(first)}[fault]()  # fmt: skip
     gone_ns = now_ns()
-    bound_ms = lab.lost_within_ms()
+    bound_ms = lab.bounds["failover_ms"]
     wait_until(lambda: lab.leader() == standby, within_s=bound_ms * BUSY_FACTOR / 1000, what="the standby to lead")
-    times(f"the standby leads, the leader {fault}", (now_ns() - gone_ns) / NS_PER_MS, bound_ms)
+    times(f"the standby leads, the leader {fault}", (now_ns() - gone_ns) / NS_PER_MS, bound_ms, BUSY_FACTOR)
     assert lab.term() == term + 1
     held_ns = now_ns()
     lab.hold(HOLDER, OVER_THE_RULE_USD)
     wait_until(lambda: lab.flag().freezes, what="the rule to freeze")
-    times("a rule freezes after the position was taken", (now_ns() - held_ns) / NS_PER_MS)
+    times("a rule freezes after the position was taken", (now_ns() - held_ns) / NS_PER_MS, no_bound=RULES_FOLLOW)
     cause = lab.flag().freezes[0]
     assert (cause.trigger, cause.actor) == ("gross_notional", f"coordinator:{standby}")
     assert cause.metadata["figure"] >= GROSS_HARD_USD

@@ -24,7 +24,7 @@ def test_a_lost_nodes_exposure_counts_until_it_is_forgotten(lab: Lab, faults: Fa
         faults.kill(process)
     refused = lab.killswitch("nodes", "forget", "n2", "--yes", expect=5)
     assert "n2" in refused.err
-    lost_within_s = lab.lost_within_ms() * BUSY_FACTOR / 1000
+    lost_within_s = lab.bounds["failover_ms"] * BUSY_FACTOR / 1000
     wait_until(lambda: lab.ask("exposure")["counted_lost"] == ["n3"], within_s=lost_within_s, what="n3 to be lost")
     exposure = lab.ask("exposure")
     assert exposure["by_node"]["n3"] >= HELD_USD

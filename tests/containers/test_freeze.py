@@ -8,7 +8,7 @@ import pytest
 
 from killswitch.clock import now_ns
 from tests.containers.lab import Lab
-from tests.containers.times import BUSY_FACTOR
+from tests.containers.times import BUSY_FACTOR, PROOF_WAITS
 
 NS_PER_MS = 1_000_000
 
@@ -33,9 +33,8 @@ def assert_freeze_and_release(lab: Lab, times: Callable[..., None]) -> None:
     assert lab.judge.working(routers) == 0
     last_ms = (lab.judge.last_accepted_ns(routers) - frozen.said_ns) / NS_PER_MS
     bound_ms = lab.bounds["reachable_ms"]
-    times("last order after the freeze was said", last_ms, bound_ms)
-    times("certificate", frozen.certificate["elapsed_ms"])
-    assert last_ms < bound_ms * BUSY_FACTOR
+    times("last order after the freeze was said", last_ms, bound_ms, BUSY_FACTOR)
+    times("certificate", frozen.certificate["elapsed_ms"], no_bound=PROOF_WAITS)
     released_ns = lab.release()
     lab.judge.wait_until_trading(routers)
     assert set(lab.judge.accepted(routers, since_ns=certified_ns, until_ns=released_ns).values()) == {0}

@@ -9,7 +9,7 @@ import pytest
 from killswitch.clock import now_ns
 from tests.containers.faults import Faults
 from tests.containers.lab import FAKE_CLOCK_NODE, SLOW_NODE, TRAPPED_NODE, Lab
-from tests.containers.times import BUSY_FACTOR, STOP_FACTOR
+from tests.containers.times import BUSY_FACTOR, PROOF_WAITS, STARTS_PYTHON, STOP_FACTOR
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
@@ -24,8 +24,7 @@ def assert_stopped_by_permit(lab: Lab, times: Callable[..., None], node: str, si
     """BOUNDED STOP, by the venue's record: the node's last order arrived within the permit's bound."""
     last_ms = (lab.judge.last_accepted_ns(lab.routers(node)) - since_ns) / NS_PER_MS
     bound_ms = lab.bounds["unreachable_ms"]
-    times(what, last_ms, bound_ms)
-    assert last_ms <= bound_ms * STOP_FACTOR
+    times(what, last_ms, bound_ms, STOP_FACTOR)
 
 
 def assert_silent(lab: Lab, node: str, *, since_ns: int) -> None:
@@ -40,7 +39,7 @@ def acks_in_time(lab: Lab, times: Callable[..., None], node: str, epoch: int, si
     bound_ms = lab.bounds["unreachable_ms"]
     within_s = bound_ms * BUSY_FACTOR / 1000
     wait_until(lambda: lab.cluster.acks()[node].epoch >= epoch, within_s=within_s, what=f"{node}'s ack of {epoch}")
-    times(f"{node} acknowledges after it can speak again", (now_ns() - since_ns) / NS_PER_MS, bound_ms)
+    times(f"{node} acknowledges after it can speak again", (now_ns() - since_ns) / NS_PER_MS, bound_ms, BUSY_FACTOR)
 
 
 def test_bounded_stop_of_a_node_that_is_cut_off(lab: Lab, faults: Faults, times: Callable[..., None]) -> None:
@@ -57,7 +56,7 @@ def test_bounded_stop_of_a_node_that_is_cut_off(lab: Lab, faults: Faults, times:
     assert frozen.states() == {node: "PERMIT_EXPIRED" if node == "n2" else "ACKED" for node in lab.nodes}
     assert frozen.certificate["stopped"]
     assert not frozen.certificate["flat"]
-    times("certificate with one node cut off", frozen.certificate["elapsed_ms"])
+    times("certificate with one node cut off", frozen.certificate["elapsed_ms"], no_bound=PROOF_WAITS)
     healing_ns = now_ns()
     faults.heal("n2")
     acks_in_time(lab, times, "n2", frozen.document["epoch"], healing_ns)
@@ -76,24 +75,49 @@ def test_bounded_stop_of_a_node_whose_agent_is_killed(lab: Lab, faults: Faults, 
     wait_until(lambda: lab.judge.working(lab.routers("n1")) == 0, what="the routers to cancel without their agent")
 
 
-def test_unknown_is_frozen_for_an_agent_restarted_while_frozen(
-    lab: Lab, faults: Faults, times: Callable[..., None]
+@pytest.mark.parametrize("what", ["agent", "node"])
+def test_unknown_is_frozen_for_what_is_restarted_while_frozen(
+    lab: Lab, faults: Faults, times: Callable[..., None], what: str
 ) -> None:
-    """UNKNOWN IS FROZEN: an agent that is killed and started again while frozen opens nothing, before or after."""
+    """UNKNOWN IS FROZEN: an agent that is killed and started again while frozen opens nothing, before or after; nor
+    does a node that loses its power and comes back with its journal, its page gone and its routers new.
+    """
     frozen = lab.freeze("stay down")
     certified_ns = now_ns()
-    faults.kill(lab.agent("n1"))
     before = lab.cluster.membership().reports["n1"].instance
-    restarted_ns = now_ns()
-    faults.restart(lab.agent("n1"))
+    if what == "agent":
+        faults.kill(lab.agent("n1"))
+        restarted_ns = now_ns()
+        faults.restart(lab.agent("n1"))
+    else:
+        faults.power_off("n1")
+        restarted_ns = now_ns()
+        faults.power_on("n1")
     wait_until(lambda: lab.cluster.acks()["n1"].instance != before, within_s=20, what="the new run's ack")
-    times("ack of a restarted agent", (now_ns() - restarted_ns) / NS_PER_MS)
+    times(f"ack of a restarted {what}", (now_ns() - restarted_ns) / NS_PER_MS, no_bound=STARTS_PYTHON)
     assert lab.cluster.acks()["n1"].epoch == frozen.document["epoch"]
     assert not lab.is_open("n1")
     assert_silent(lab, "n1", since_ns=certified_ns)
     released_ns = lab.release()
     lab.judge.wait_until_trading(lab.routers("n1"))
     assert set(lab.judge.accepted(lab.routers("n1"), since_ns=certified_ns, until_ns=released_ns).values()) == {0}
+
+
+def test_bounded_stop_of_a_machine_that_is_suspended(lab: Lab, faults: Faults, times: Callable[..., None]) -> None:
+    """BOUNDED STOP, PROOF NOT HOPE: a node is suspended as a whole, across a freeze and beyond its permit. Resumed, it
+    sends at most the one order of each router that had passed its second look, acknowledges, and cancels.
+    """
+    faults.pause_node("n2")
+    paused_ns = now_ns()
+    frozen = lab.freeze("while a machine is suspended", expect=3)
+    assert frozen.line("n2")["state"] == "PERMIT_EXPIRED"
+    resumed_ns = now_ns()
+    faults.resume_node("n2")
+    acks_in_time(lab, times, "n2", frozen.document["epoch"], resumed_ns)
+    wait_until(lambda: lab.judge.working(lab.routers("n2")) == 0, what="the resumed router to cancel")
+    look_on(lab, resumed_ns)
+    assert sum(lab.judge.accepted(lab.routers("n2"), since_ns=paused_ns).values()) <= len(lab.routers("n2"))
+    assert lab.judge.working(lab.routers()) == 0
 
 
 def test_bounded_stop_of_a_whole_node_that_is_stopped_and_woken(
@@ -105,7 +129,7 @@ def test_bounded_stop_of_a_whole_node_that_is_stopped_and_woken(
     """
     node, (name,) = TRAPPED_NODE, lab.routers(TRAPPED_NODE)
     # Between its looks, and not just anywhere: stopped after the second one it would send that order when woken.
-    router = faults.stop_router_at("before-second-look")
+    router = faults.stop_router_at(TRAPPED_NODE, "before-second-look")
     faults.stop(lab.agent(node))
     stopped_ns = now_ns()
     frozen = lab.freeze("while a node sleeps", expect=3)
@@ -141,7 +165,7 @@ def test_bounded_stop_of_an_agent_that_is_stopped_and_woken(
 
 def test_a_router_stopped_before_its_second_look_sends_nothing_when_woken(lab: Lab, faults: Faults) -> None:
     """BOUNDED STOP: a router is stopped between its check and its send; a freeze is made; woken, it sends nothing."""
-    router = faults.stop_router_at("before-second-look")
+    router = faults.stop_router_at(TRAPPED_NODE, "before-second-look")
     stopped_ns = now_ns()
     frozen = lab.freeze("while a router stands between its looks", expect=3)
     assert frozen.line(TRAPPED_NODE)["state"] == "ACKED"
@@ -159,7 +183,7 @@ def test_a_router_stopped_after_its_second_look_is_never_called_flat_before_it_h
     """PROOF NOT HOPE, A CANCEL ALWAYS PASSES: what docs/guarantees.md does not promise, and what it does. The one order
     that had passed both looks goes out when its router is woken, and is cancelled; no certificate said flat before.
     """
-    router = faults.stop_router_at("after-second-look")
+    router = faults.stop_router_at(TRAPPED_NODE, "after-second-look")
     stopped_ns = now_ns()
     frozen = lab.freeze("while a router stands before the wire", expect=3)
     assert not frozen.certificate["flat"]
@@ -191,14 +215,13 @@ def test_a_router_killed_with_working_orders_keeps_the_certificate_from_saying_f
 def test_a_stepped_wall_clock_changes_nothing(lab: Lab, faults: Faults, times: Callable[..., None]) -> None:
     """Time: the wall clock of agent and router an hour ahead and an hour behind. The permit goes on; a freeze works."""
     for hours in (1, -1):
-        faults.step_wall_clock(hours * 3600)
+        faults.step_wall_clock(FAKE_CLOCK_NODE, hours * 3600)
         stepped_ns = now_ns()
         look_on(lab, stepped_ns, 1.5 * lab.bounds["unreachable_ms"])
         assert longest_silence_ms(lab, FAKE_CLOCK_NODE, stepped_ns) < lab.bounds["reachable_ms"]
         frozen = lab.freeze(f"with a clock that is {hours} h off")
         last_ms = (lab.judge.last_accepted_ns(lab.routers(FAKE_CLOCK_NODE)) - frozen.said_ns) / NS_PER_MS
-        times(f"last order with the wall clock {hours:+d} h", last_ms, lab.bounds["reachable_ms"])
-        assert last_ms < lab.bounds["reachable_ms"] * BUSY_FACTOR
+        times(f"last order with the wall clock {hours:+d} h", last_ms, lab.bounds["reachable_ms"], BUSY_FACTOR)
         assert frozen.states()[FAKE_CLOCK_NODE] == "ACKED"
         lab.release()
         lab.judge.wait_until_trading(lab.routers(FAKE_CLOCK_NODE))
@@ -211,7 +234,7 @@ def test_a_slow_line_to_the_store_keeps_permits_and_bounds(
     """BOUNDED STOP: with 50 and 150 ms more for each round trip the permit goes on, and a freeze arrives in time. The
     node keeps its lease and goes on reporting, so nobody takes it for lost while it trades.
     """
-    measured_ms = faults.slow(ms)
+    measured_ms = faults.slow(SLOW_NODE, ms)
     slowed_ns = now_ns()
     look_on(lab, slowed_ns, lab.bounds["unreachable_ms"])
     before = lab.cluster.membership().reports[SLOW_NODE].report
@@ -220,8 +243,7 @@ def test_a_slow_line_to_the_store_keeps_permits_and_bounds(
     assert longest_silence_ms(lab, SLOW_NODE, slowed_ns) < lab.bounds["reachable_ms"]
     frozen = lab.freeze("by a slow line")
     last_ms = (lab.judge.last_accepted_ns(lab.routers(SLOW_NODE)) - frozen.said_ns) / NS_PER_MS
-    times(f"last order by a line with reads of {measured_ms:.0f} ms", last_ms, lab.bounds["reachable_ms"])
-    assert last_ms < lab.bounds["reachable_ms"] * BUSY_FACTOR
+    times(f"last order by a line with reads of {measured_ms:.0f} ms", last_ms, lab.bounds["reachable_ms"], BUSY_FACTOR)
     assert frozen.states()[SLOW_NODE] == "ACKED"
 
 

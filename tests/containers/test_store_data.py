@@ -31,7 +31,7 @@ def assert_said_again(
         lambda: (found := lab.find_flag()) and frozen.id in found.freeze_ids() and found,
         within_s=bound_ms * BUSY_FACTOR / 1000, what="the freeze to be said again",
     )  # fmt: skip
-    times("the freeze is in the store again", (now_ns() - serves_since_ns) / NS_PER_MS, bound_ms)
+    times("the freeze is in the store again", (now_ns() - serves_since_ns) / NS_PER_MS, bound_ms, BUSY_FACTOR)
     assert isinstance(flag, Flag)
     assert any(cause.trigger == "store_lost_data" for cause in flag.freezes)
     assert flag.epoch > frozen.document["epoch"]
@@ -85,19 +85,20 @@ def test_the_only_node_that_knows_a_freeze_says_it_when_it_comes_back(
     bound_ms = lab.bounds["reachable_ms"]
     look_on(lab, said_ns, bound_ms * BUSY_FACTOR + LOOK_AFTER_WAKING_MS)
     last_ms = (lab.judge.last_accepted_ns(lab.routers()) - said_ns) / NS_PER_MS
-    times("last order after the journal's freeze was seen", last_ms, bound_ms)
-    assert last_ms < bound_ms * BUSY_FACTOR
+    times("last order after the journal's freeze was seen", last_ms, bound_ms, BUSY_FACTOR)
     wait_until(lambda: lab.judge.working(lab.routers()) == 0, what="everybody to cancel")
     trades_again(lab)
 
 
 def test_a_node_with_an_old_journal_takes_over_what_it_missed(lab: Lab, faults: Faults) -> None:
-    """UNKNOWN IS FROZEN: dead over a freeze, a release and another freeze, a node comes back to the last of them."""
-    faults.kill(lab.agent("n3"))
+    """UNKNOWN IS FROZEN: without power over a freeze, a release and another freeze, a node comes back with the journal
+    of before, to the last of them.
+    """
+    faults.power_off("n3")
     lab.freeze("missed, and lifted again", expect=3)
     lab.release(expect=None)
     frozen = lab.freeze("missed, and in force", expect=3)
-    faults.restart(lab.agent("n3"))
+    faults.power_on("n3")
     restarted_ns = now_ns()
     wait_until(
         lambda: lab.cluster.acks()["n3"].epoch == frozen.document["epoch"], within_s=STARTS_WITHIN_S, what="n3's ack"

@@ -15,7 +15,7 @@ from tests.containers.faults import Faults
 from tests.containers.lab import Lab
 from tests.containers.test_nodes import NS_PER_MS, assert_stopped_by_permit, look_on
 from tests.containers.test_voices import assert_nothing_lost, speak
-from tests.containers.times import STOP_FACTOR
+from tests.containers.times import STOP_FACTOR, STORE_ELECTS
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
@@ -36,9 +36,13 @@ def test_nothing_is_lost_by_a_freeze_while_the_store_has_no_leader(
     (faults.stop_store_leader if fault == "killed" else faults.pause_store_leader)()
     gone_ns = now_ns()
     frozen = lab.freeze("in the middle of an election", *PATIENT)
-    times(f"freeze in force, the store's leader {fault}", (frozen.in_force_ns - gone_ns) / NS_PER_MS)
+    times(
+        f"freeze in force, the store's leader {fault}",
+        (frozen.in_force_ns - gone_ns) / NS_PER_MS,
+        no_bound=STORE_ELECTS,
+    )
     last_ms = (lab.judge.last_accepted_ns(lab.routers()) - frozen.in_force_ns) / NS_PER_MS
-    assert last_ms <= lab.bounds["unreachable_ms"] * STOP_FACTOR
+    times(f"last order after the freeze was in force, {fault}", last_ms, lab.bounds["unreachable_ms"], STOP_FACTOR)
     assert frozen.certificate["stopped"]
     certified_ns = now_ns()
     lab.servers.heal()
@@ -68,12 +72,12 @@ def test_nothing_is_lost_when_the_stores_leader_goes_in_the_middle_of_a_freeze(
         gone_ns = now_ns()
         flag = wait_until(lab.find_flag, within_s=30, what="another leader")
         assert flag.epoch < first + 2 * VOICES * ROUNDS, "the voices had said everything before the leader was gone"
-        times(f"the store answers again, its leader {fault}", (now_ns() - gone_ns) / NS_PER_MS)
+        times(f"the store answers again, its leader {fault}", (now_ns() - gone_ns) / NS_PER_MS, no_bound=STORE_ELECTS)
         spoken = speaking.result(timeout=120)
     lab.servers.heal()
     # That a commit whose answer is lost ends right is asserted by the conformance suite; here it mostly happens.
     assert sum(spoken.failed.values()) > 0, "no voice has noticed that the leader was gone"
-    times(f"(a count) calls that failed: {spoken.failed}", sum(spoken.failed.values()))
+    print(f"calls that failed, the store's leader {fault}: {spoken.failed}")
     assert len(spoken.said) == VOICES * ROUNDS
     assert_nothing_lost(lab, first, spoken.said)
 
