@@ -12,6 +12,7 @@ from typing import ParamSpec
 
 import structlog
 
+from killswitch.stores._saying import say
 from killswitch.stores.port import Entry, OnChange, OnGap
 
 P = ParamSpec("P")
@@ -24,7 +25,7 @@ def call_back(prefix: str, callback: Callable[P, None], *args: P.args, **kwargs:
     try:
         callback(*args, **kwargs)
     except Exception:  # noqa: BLE001 - everything: the next event may be the freeze, and it has to arrive
-        _log.exception("watch callback raised", prefix=prefix)
+        say(_log.exception, "watch callback raised", prefix=prefix)
 
 
 class MailboxWatch:

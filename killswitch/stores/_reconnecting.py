@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from killswitch import clock
+from killswitch.stores._saying import say
 from killswitch.stores._timing import MILLISECONDS_PER_S, NANOSECONDS_PER_MS, backoff_ms
 
 _log = structlog.get_logger(__name__)
@@ -45,7 +46,7 @@ def subscribe_for_ever(
         try:
             why = subscribe(server)
         except Exception as error:  # noqa: BLE001 - everything: the next event may be the freeze, and it has to arrive
-            _log.exception("watch failed", prefix=prefix, address=server)
+            say(_log.exception, "watch failed", prefix=prefix, address=server)
             why = f"a fault of ours: {error!r}"
         if stop.is_set():
             return
@@ -54,7 +55,7 @@ def subscribe_for_ever(
         failures_in_a_row = 0 if lasted_ms > backoff_cap_ms else failures_in_a_row + 1
         pause_ms = backoff_ms(max(0, failures_in_a_row - 1), cap_ms=backoff_cap_ms, chance=chance())
         # Said once at the level that wakes people; a server that stays away does not fill the log.
-        say = _log.warning if failures_in_a_row <= 1 else _log.debug
-        say("watch interrupted", prefix=prefix, address=server, why=why, reconnect_in_ms=round(pause_ms))
+        log = _log.warning if failures_in_a_row <= 1 else _log.debug
+        say(log, "watch interrupted", prefix=prefix, address=server, why=why, reconnect_in_ms=round(pause_ms))
         if stop.wait(pause_ms / MILLISECONDS_PER_S):
             return
