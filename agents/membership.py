@@ -48,6 +48,14 @@ class Identity:
     gate: str
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A node's lease as a commit names it, to be written only while the lease is held: its key and version."""
+
+    key: str
+    version: int
+
+
 def boot_id() -> str:
     """Which boot of which machine this is, empty where the system does not tell."""
     try:
@@ -94,7 +102,10 @@ def _levels(risk: Mapping[str, Any]) -> list[tuple[Any, ...]]:
 
 
 class Membership:
-    """Registers the node, keeps its lease alive and reports what it holds. Used from one thread."""
+    """Registers the node, keeps its lease alive and reports what it holds.
+
+    Used from one thread; :attr:`has_joined` and :attr:`place` may be asked from any.
+    """
 
     def __init__(
         self,
@@ -130,6 +141,17 @@ class Membership:
     def has_joined(self) -> bool:
         """True once the node has joined, and the routers of an earlier run are known."""
         return self._joined_before
+
+    @property
+    def place(self) -> Place | None:
+        """The lease that this agent holds as its node; ``None`` before it has joined, and once that lease is lost.
+
+        Whoever has a place knows the routers of earlier runs, as far as this store does.
+        """
+        lease = self._lease
+        if lease is None or not self._joined_before:
+            return None
+        return Place(self._cluster.keys.under("live", self._identity.node), lease.version)
 
     # -- joining and leaving -------------------------------------------------------------------------------------
 

@@ -41,6 +41,9 @@ class RouterState:
         result: its last answer to a stop, and ``result_epoch`` the epoch that it answered.
         orphaned_orders: working orders of earlier runs that no run has accounted for.
         reported_ns: when it last reported, or said hello, on the deadline clock.
+        reported: ``exposure`` is what a run of it has told this agent, and not what an earlier agent knew, nor empty
+            for want of a report.
+        reconciled: a run of it that this agent has heard had asked the venue for what earlier runs left working.
     """
 
     router: str
@@ -51,6 +54,8 @@ class RouterState:
     result_epoch: int = 0
     orphaned_orders: int = 0
     reported_ns: int = 0
+    reported: bool = False
+    reconciled: bool = False
 
     def open_orders(self, stop_epoch: int) -> int:
         """Working orders not proven cancelled, given the epoch whose stop must be answered."""
@@ -162,6 +167,34 @@ def exposure_of(states: Iterable[RouterState]) -> NodeExposure:
     )
 
 
+def _succeeding(before: RouterState, fresh: RouterState) -> RouterState:
+    """Return what is known of a run that has just said hello, after an earlier run of its router.
+
+    Positions of the earlier run stand until this one reports its own; its working orders are nobody's until some run
+    has asked the venue for them.
+    """
+    return replace(
+        fresh,
+        exposure=replace(before.exposure, working_orders=0),
+        orphaned_orders=0 if fresh.reconciled else before.orphaned_orders + before.exposure.working_orders,
+        reported=before.reported,
+        reconciled=fresh.reconciled or before.reconciled,
+    )
+
+
+def _as_if_before(remembered: RouterState, known: RouterState) -> RouterState:
+    """Return what is known of a router that said hello before it was remembered, as if it had said so after."""
+    if known.instance == remembered.instance:
+        exposure = known.exposure if known.reported else remembered.exposure
+        return replace(known, exposure=exposure, orphaned_orders=known.orphaned_orders + remembered.orphaned_orders)
+    left = _succeeding(remembered, known)
+    return replace(
+        known,
+        exposure=known.exposure if known.reported else left.exposure,
+        orphaned_orders=known.orphaned_orders + left.orphaned_orders,
+    )
+
+
 class RouterBook:
     """The routers of one node; every method may be called from any thread.
 
@@ -173,6 +206,7 @@ class RouterBook:
         self._clock = clock
         self._lock = threading.Lock()
         self._states: dict[str, RouterState] = {}
+        self._remembered: set[str] = set()
 
     def states(self) -> tuple[RouterState, ...]:
         """All routers ever heard of, sorted by name."""
@@ -180,10 +214,17 @@ class RouterBook:
             return tuple(self._states[name] for name in sorted(self._states))
 
     def remember_lost(self, router: str, instance: str, exposure: Exposure, orphaned_orders: int) -> None:
-        """Take over a router from the report of an earlier run of this agent: lost until it says hello."""
+        """Take over a router from the report of an earlier run of this agent: lost until it says hello.
+
+        A router that has said hello already is given what it would have found here, had it come later. Of the reports
+        in several stores the first that names a router counts.
+        """
+        remembered = RouterState(router, instance, RouterPresence.LOST, exposure, orphaned_orders=orphaned_orders)
         with self._lock:
-            remembered = RouterState(router, instance, RouterPresence.LOST, exposure, orphaned_orders=orphaned_orders)
-            self._states.setdefault(router, remembered)
+            if router not in self._remembered:
+                self._remembered.add(router)
+                known = self._states.get(router)
+                self._states[router] = remembered if known is None else _as_if_before(remembered, known)
 
     def hello(self, router: str, instance: str, *, reconciled: bool) -> None:
         """Register a router, or register it again after it was lost.
@@ -200,20 +241,15 @@ class RouterBook:
             if before is not None and before.instance == instance:
                 self._states[router] = replace(before, presence=RouterPresence.LIVE, reported_ns=self._clock())
                 return
-            fresh = RouterState(router, instance, RouterPresence.LIVE, reported_ns=self._clock())
-            if before is not None:
-                # Positions of the earlier run stand until this one reports its own; its working orders are nobody's
-                # until some run has asked the venue for them.
-                orphaned = 0 if reconciled else before.orphaned_orders + before.exposure.working_orders
-                fresh = replace(fresh, exposure=replace(before.exposure, working_orders=0), orphaned_orders=orphaned)
-            self._states[router] = fresh
+            fresh = RouterState(router, instance, RouterPresence.LIVE, reported_ns=self._clock(), reconciled=reconciled)
+            self._states[router] = fresh if before is None else _succeeding(before, fresh)
 
     def exposure(self, router: str, instance: str, exposure: Exposure) -> None:
         """Keep what a router reports."""
         with self._lock:
             state = self._states[router]
             if state.instance == instance:
-                self._states[router] = replace(state, exposure=exposure, reported_ns=self._clock())
+                self._states[router] = replace(state, exposure=exposure, reported_ns=self._clock(), reported=True)
 
     def stopped(self, router: str, instance: str, epoch: int, result: CancelResult) -> None:
         """Keep how a router's cancelling went."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from agents.gatekeeper import GateKeeper, View
+from agents.membership import Place
 from agents.routers import RouterBook, RouterState, answer_of
 from killswitch.cluster import Cluster
 from killswitch.core.flag import Freeze, merge
@@ -111,7 +112,10 @@ def _told(views: Sequence[View]) -> tuple[int, list[StopCause]]:
 
 
 class Acknowledger:
-    """Writes this node's acks to one store.
+    """Writes this node's acks to one store, while the node's place there is this agent's.
+
+    An ack is the word of the node. An agent that waits for the name knows neither the gate nor the routers that it
+    would speak of, and one whose lease went may have a successor that speaks now: neither writes.
 
     Args:
         cluster: where they go.
@@ -120,6 +124,8 @@ class Acknowledger:
         keeper: tells what the gate holds for this store.
         stops: tells which stop the routers must have answered.
         book: tells how they answered.
+        place: tells which lease the agent holds as the node, ``None`` while it holds none or does not know yet what
+            routers an earlier run had.
     """
 
     def __init__(
@@ -131,6 +137,7 @@ class Acknowledger:
         keeper: GateKeeper,
         stops: RouterStops,
         book: RouterBook,
+        place: Callable[[], Place | None],
     ) -> None:
         self._cluster = cluster
         self._node = node
@@ -139,20 +146,26 @@ class Acknowledger:
         self._stops = stops
         self._number = stops.follow(keeper)
         self._book = book
-        self._written: AckRecord | None = None
+        self._place = place
+        self._written: tuple[Place, AckRecord] | None = None
         self.wake = threading.Event()
 
     def write_ack(self) -> bool:
         """Write the ack when it says something new; True when the store has what there is to say."""
+        place = self._place()
+        if place is None:
+            return False
+        # Asked for after the place: the routers of an earlier run are in the book now.
         record = self._ack(self._keeper.view())
-        if record is None or (self._written is not None and _says_the_same(record, self._written)):
+        if record is None or self._is_written(place, record):
             return True
+        key = self._cluster.keys.under("acks", self._node)
         try:
-            self._cluster.store.commit({}, {self._cluster.keys.under("acks", self._node): record.to_bytes()})
+            self._cluster.store.commit({place.key: place.version}, {key: record.to_bytes()})
         except StoreError as error:
             log.warning("ack_not_written", store=self._cluster.store.address, epoch=record.epoch, error=str(error))
             return False
-        self._written = record
+        self._written = place, record
         log.info(
             "acked",
             store=self._cluster.store.address,
@@ -161,6 +174,10 @@ class Acknowledger:
             open=record.orders_open,
         )
         return True
+
+    def _is_written(self, place: Place, record: AckRecord) -> bool:
+        """Tell whether the store has this; what was written under an earlier lease may have been taken away since."""
+        return self._written is not None and self._written[0] == place and _says_the_same(record, self._written[1])
 
     def _ack(self, view: View) -> AckRecord | None:
         flag = view.adopted

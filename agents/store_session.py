@@ -101,14 +101,6 @@ class StoreSession:
         identity = node.identity
         self.keeper = GateKeeper(gate, journal, cluster, identity.node, on_change=self._gate_changed)
         self.voice = Voice(cluster, self.keeper)
-        self.acknowledger = Acknowledger(
-            cluster,
-            node=identity.node,
-            instance=identity.instance,
-            keeper=self.keeper,
-            stops=node.stops,
-            book=node.book,
-        )
         self.membership = Membership(
             cluster,
             identity,
@@ -119,6 +111,15 @@ class StoreSession:
             limits_hash=node.limits_hash,
             report_min_interval_ms=node.settings.report_min_interval_ms,
             report_max_interval_ms=node.settings.report_max_interval_ms,
+        )
+        self.acknowledger = Acknowledger(
+            cluster,
+            node=identity.node,
+            instance=identity.instance,
+            keeper=self.keeper,
+            stops=node.stops,
+            book=node.book,
+            place=lambda: self.membership.place,
         )
 
     @property
@@ -235,6 +236,7 @@ class StoreSession:
                     return
                 self.keeper.set_registered(True)
                 self._renew_now.set()
+                self.acknowledger.wake.set()
             try:
                 if not self.membership.keep_alive():
                     self.keeper.set_registered(False)

@@ -47,11 +47,13 @@ JUDGED = "tests/cluster/test_node_judgement.py"
 U_NODE = "tests/unit/test_node_monitor.py"
 U_CHANGE = "tests/unit/test_limits_change.py"
 U_LIVE = "tests/unit/test_live_limits.py"
+U_MARKS = "tests/unit/test_section_a_marks.py"
 U_STOPPER = "tests/unit/test_stopper.py"
 U_ROUTERS = "tests/unit/test_routers.py"
 CONTROLS = "agents/risk/pretrade/controls.py"
 PROCESS = "agents/risk/process_limits.py"
 U_STRATEGIES = "tests/unit/test_pretrade_strategies.py"
+U_GATES = "tests/unit/test_pretrade_account_gates.py"
 U_STATE = "tests/unit/test_process_state.py"
 
 
@@ -264,6 +266,30 @@ BREAKS = (
           "            if lease is None or cell is None or cell.lease_id != lease_id:\n", "            if lease is None:\n",
           STORES, ("test_a_lease_whose_key_somebody_else_took_away_is_lost",)),
     # -- the node's own judgement
+    Break("a sell is worth its own limit price", "agents/risk/limit_rule.py",
+          "    return known if sign < 0 and known is not None and known > price else price\n", "    return price\n",
+          f"{U_MARKS} tests/unit/test_section_a_runtime_risk_monitor.py",
+          ("test_a_low_limit_price_does_not_make_the_exposure_of_a_sell_vanish",
+           "test_the_check_is_the_rule_worked_out_in_decimals")),
+    Break("the quick look at a sell takes its own price", "agents/risk/order_limits.py",
+          "                    price = held.price\n", "                    pass\n", "tests/unit/test_working_orders.py",
+          ("test_every_figure_and_every_verdict_is_what_trying_all_subsets_says",)),
+    Break("a mark is remembered and values nothing", "agents/risk/potential_book.py",
+          "        if held is None and symbol not in self.working.by_symbol:\n            return False\n        self.book()\n",
+          "        return False\n", U_MARKS,
+          ("test_what_is_held_is_worth_the_newest_mark",
+           "test_what_works_on_the_selling_side_is_worth_more_when_the_market_rises")),
+    Break("the size of a sell is that of its own limit price", "agents/risk/pretrade/order_size.py",
+          "        if price is None or order.sign < 0:\n", "        if price is None:\n",
+          "tests/unit/test_pretrade_each_control.py",
+          ("test_a_sell_is_worth_the_newest_price_however_low_its_own_is",)),
+    Break("a what-if does not ask whether one more order may work", "agents/risk/order_limits.py",
+          "            return self._room_refusal(symbol), verdict\n", "            return None, verdict\n",
+          "tests/unit/test_pretrade_each_control.py",
+          ("test_a_what_if_says_no_where_one_more_order_may_not_work",)),
+    Break("the warning ladder does not look at the marks of a verdict", "agents/risk/order_limits.py",
+          "        if verdict.standing_usd is None:\n", "        if True:\n", U_MARKS,
+          ("test_the_ladder_warns_at_the_marks_that_the_limits_use",)),
     Break("unknown figures of exposure only reduce", "agents/risk/policy_table.py",
           "        return Restriction(Mode.FROZEN, growing_orders=False)\n",
           "        return Restriction(Mode.REDUCE_ONLY, growing_orders=False)\n", "tests/unit/test_policy_table.py",
@@ -436,6 +462,13 @@ BREAKS = (
     Break("a state that cannot be read is taken for a first start", "agents/risk/process_state.py",
           "            self._is_unreadable = True\n", "            return\n", U_STATE,
           ("test_unknown_is_frozen__a_state_that_cannot_be_read_freezes_and_says_what_to_do",)),
+    Break("the breaker of a trading process is not asked", CONTROLS,
+          "if refusal is None and self._breaker is not None:", "if False:", U_GATES,
+          ("test_while_the_breaker_is_engaged_no_order_passes_and_nothing_counts",
+           "test_a_breaker_that_is_half_open_lets_its_probes_pass_and_no_order_more")),
+    Break("everything passes before the policy has decided", "agents/risk/pretrade/account_gates.py",
+          "if self._policy.allows_growing_orders() is True or", "if self._policy.decision is None or", U_GATES,
+          ("test_unknown_is_frozen__before_the_policy_has_decided_nothing_grows",)),
     Break("a market order without a price is worth one dollar a unit", PROCESS,
           "price_required=True", "price_required=False", "tests/unit/test_process_limits.py",
           ("test_a_market_order_counts_at_the_newest_price_and_without_one_it_is_refused",)),

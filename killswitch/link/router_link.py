@@ -99,6 +99,7 @@ class RouterLink:
         self._write_lock = threading.Lock()
         self._report_lock = threading.Lock()
         self._report: Exposure | None = None
+        self._last_report: Exposure | None = None
         self._send_due = threading.Event()
         self._pushed_stop: Stop | None = None
         self._wake_stopper = threading.Event()
@@ -122,7 +123,7 @@ class RouterLink:
     def report(self, exposure: Exposure) -> None:
         """Leave what is held now to be sent; the latest wins, and this never waits."""
         with self._report_lock:
-            self._report = exposure
+            self._report = self._last_report = exposure
         self._send_due.set()
 
     def request_freeze(
@@ -203,6 +204,9 @@ class RouterLink:
 
     def _hear(self, kind: str, body: Mapping[str, Any]) -> None:
         if kind == "welcome":
+            with self._report_lock:
+                # An agent that has started anew may know nothing: a router that reports changes only would hold 0 USD.
+                self._report = self._report or self._last_report
             self._connected.set()
             self._send_due.set()
         elif kind == "refused":

@@ -32,6 +32,9 @@ TIMING = Timing(
     request_timeout_ms=250, renew_every_ms=300, permit_ttl_ms=1_200, lease_ttl_ms=3_000, leader_deadline_ms=2_000,
     backoff_cap_ms=300,
 )  # fmt: skip
+PATIENCE_MS = 2_000
+"""How long the test itself waits for an answer of a store: a read that an agent gives up is no failure of a test."""
+MEMORY = Path("/dev/shm")
 FAULT_FACTOR = 3.0
 """How far past its bound a thing is waited for before a test fails; the machine may be slow, the promise is not."""
 
@@ -98,14 +101,15 @@ class Lab:
     agent_settings: Mapping[str, Any] = field(default_factory=dict)
     name: str = "lab"
     stores_count: int = 1
+    timing: Timing = TIMING
 
     def __post_init__(self) -> None:
         self.processes: dict[str, Process] = {}
-        # In memory where there is a place for it: a disk that stalls in a sync is no fault that a test here asks for.
-        memory = Path("/dev/shm")
-        self.data = Path(tempfile.mkdtemp(prefix="killswitch-lab-", dir=memory if memory.is_dir() else self.folder))
+        # In memory where there is a place for it, what the stores keep and what the agents remember: a disk that stalls
+        # in a sync is no fault that a test here asks for.
+        self.data = Path(tempfile.mkdtemp(prefix="killswitch-lab-", dir=MEMORY if MEMORY.is_dir() else self.folder))
         self.stores = [self._open_store(number) for number in range(self.stores_count)]
-        self.clusters = [Cluster(store, self.name, timing=TIMING) for store in self.stores]
+        self.clusters = [Cluster(store, self.name, timing=self.timing) for store in self.stores]
         # The first of each is the one that a test with a single store means.
         self.store, self.cluster = self.stores[0], self.clusters[0]
         self.config = self.folder / "killswitch.json"  # JSON is YAML
@@ -114,14 +118,14 @@ class Lab:
     def set_agent_settings(self, agent_settings: Mapping[str, Any]) -> None:
         """Write the settings; agents that start from now on have these."""
         settings = {
-            "timing": {key: getattr(TIMING, key) for key in TIMING.__dataclass_fields__},
+            "timing": {key: getattr(self.timing, key) for key in self.timing.__dataclass_fields__},
             "coordinator": {"rules": dict(self.rules)},
             "agent": dict(agent_settings),
         }
         self.config.write_text(json.dumps(settings))
 
     def _open_store(self, number: int) -> EmbeddedStore:
-        store = open_store(f"embedded://{self.data / str(number)}", request_timeout_ms=TIMING.request_timeout_ms)
+        store = open_store(f"embedded://{self.data / str(number)}", request_timeout_ms=PATIENCE_MS)
         assert isinstance(store, EmbeddedStore)
         return store
 
@@ -183,8 +187,12 @@ class Lab:
         gate = self.gate_path(gate_of or node)
         return [
             "agent", "run", "--node", node, "--gate", str(gate), "--link", str(self.folder / f"{gate.stem}.sock"),
-            "--state-dir", str(self.folder / f"{gate.stem}.state"), "--http-port", "0",
+            "--state-dir", str(self.state_dir(gate.stem)), "--http-port", "0",
         ]  # fmt: skip
+
+    def state_dir(self, node: str) -> Path:
+        """Where a node's agent keeps what it must remember."""
+        return self.data / f"{node}.state"
 
     def start_coordinator(self, name: str) -> Process:
         """Start a coordinator."""

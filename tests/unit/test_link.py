@@ -326,6 +326,21 @@ def test_the_link_outlives_its_agent_and_reports_the_newest(
     wait_until(lambda: exposure_of(agent.book.states()).net_usd == 490.0, what="the newest report")
 
 
+def test_what_was_reported_last_is_reported_to_an_agent_that_starts_anew(
+    agent: AgentEnd, make_link: Callable[..., RouterLink]
+) -> None:
+    """NOTHING IS LOST: a router that reports only what changes is held as nothing by no agent that has just started."""
+    link = make_link(Trader())
+    link.report(Exposure(holdings={"BTC": Holding(3.0, 10.0)}, working_orders=2))
+    wait_until(lambda: exposure_of(agent.book.states()).net_usd == 30.0, what="the report")
+    agent.server.close()
+    wait_until(lambda: not link.connected, what="the loss of the agent")
+    agent.book = RouterBook()
+    agent.open()
+    wait_until(lambda: exposure_of(agent.book.states()).net_usd == 30.0, what="the same report to the new agent")
+    assert exposure_of(agent.book.states()).working_orders == 2
+
+
 def test_a_goodbye_is_not_a_loss(agent: AgentEnd, make_link: Callable[..., RouterLink]) -> None:
     """A router that ends on purpose is ended, not lost, and its last report stands."""
     link = make_link(Trader())
