@@ -326,6 +326,9 @@ class Connection:
         try:
             self.client.stop()
         finally:
+            with self._lock:
+                # Before what wakes the thread is gone, so that whoever gives this connection up now wakes nobody.
+                self._ended = True
             self._release()
 
     def join(self) -> None:

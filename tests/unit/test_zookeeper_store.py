@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from killswitch.stores import StoreForbidden, StoreUnavailable, open_store
 from killswitch.stores._timing import backoff_ms
 from killswitch.stores._zookeeper_commit import TRANSACTION_MAX_BYTES, Commit
+from killswitch.stores._zookeeper_connection import Connection, ConnectionSettings, Reply
 from killswitch.stores._zookeeper_lease import LATE_BY_TICKS, LEASE_SLACK_MS, check_granted
 from killswitch.stores.zookeeper import GUARANTEES, ZooKeeperStore
 
@@ -101,3 +103,21 @@ def test_pauses_grow_and_are_bounded(attempt: int, cap_ms: int, chance: float) -
     """However long a server stays away."""
     assert 0 < backoff_ms(attempt, cap_ms=cap_ms, chance=chance) <= cap_ms
     assert backoff_ms(0, cap_ms=60_000, chance=1.0) < backoff_ms(1, cap_ms=60_000, chance=1.0)
+
+
+def test_a_connection_that_another_thread_has_just_closed_can_be_given_up() -> None:
+    """Its own thread may take a while to end; a call that fails meanwhile is unavailable, and no bare OSError."""
+    connection = Connection("127.0.0.1:1", ConnectionSettings(), timeout_ms=1_000)
+    may_end = threading.Event()
+
+    def take_a_while() -> None:
+        may_end.wait(30.0)
+
+    connection.run(take_a_while)
+    # As if a server had answered, so that closing is more than giving up.
+    connection._hello = Reply(connection.client.handler)
+    connection.close()
+    connection.abandon()
+    connection.end_soon()
+    may_end.set()
+    connection.join()
