@@ -19,6 +19,11 @@ def warns_of_etcd(finding: dict[str, Any]) -> bool:
     return finding["severity"] == "warning" and "can forget commits" in finding["sentence"]
 
 
+def warns_of_slow_reads(finding: dict[str, Any]) -> bool:
+    """Said when one read of twenty took half of its time: on a busy machine no fault of the cluster."""
+    return finding["severity"] == "warning" and finding["topic"] == "reads"
+
+
 def examined(lab: Lab, exit_code: int) -> dict[str, Any]:
     """What the doctor says with the gate of n1, by topic: the worst of each."""
     # By its own name the store is known to be one server on purpose, which is a note there and a warning elsewhere.
@@ -26,9 +31,10 @@ def examined(lab: Lab, exit_code: int) -> dict[str, Any]:
     ran = lab.run(*words, expect=None, only=True)
     body = ran.json
     assert body["schema"] == "killswitch.doctor/1"
-    others = [finding for finding in body["findings"] if not warns_of_etcd(finding)]
+    old_etcd = any(warns_of_etcd(finding) for finding in body["findings"])
+    assert old_etcd == any(FORGETFUL_ETCD.match(one["version"]) for one in body["stores"])
+    others = [one for one in body["findings"] if not (warns_of_etcd(one) or warns_of_slow_reads(one))]
     warned = len(others) < len(body["findings"])
-    assert warned == any(FORGETFUL_ETCD.match(one["version"]) for one in body["stores"])
     assert ran.code == (exit_code or int(warned)), f"exit {ran.code}\n{ran.out}\n{ran.err}"
     worst: dict[str, Any] = {}
     for finding in others:
@@ -36,6 +42,7 @@ def examined(lab: Lab, exit_code: int) -> dict[str, Any]:
     return {**worst, "json": body}
 
 
+@pytest.mark.timeout(180)  # its look at a store that hangs waits a quarter of a minute for an embedded one to start
 def test_the_doctor_tells_the_states_of_a_cluster_apart(make_lab: Callable[..., Lab]) -> None:
     """Not initialised, healthy, frozen, store hanging, agent dead: each is told by what it means and what to do."""
     lab = make_lab(initialise=False)

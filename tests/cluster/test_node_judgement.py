@@ -299,7 +299,9 @@ def test_limits_that_are_tightened_while_the_agent_runs_hold_at_once_and_are_wri
         what="both nodes to have the same limits",
     )
     assert nodes
-    audit = cluster.lab.folder / "n1.state" / "limits-audit-n1.jsonl"
+    audit = cluster.lab.state_dir("n1") / "limits-audit-n1.jsonl"
+    # What is tighter holds before it is written down.
+    wait_until(lambda: len(read_audit(audit)[0]) == 2, what="the entry of the change")
     entries, faults = read_audit(audit)
     assert faults == []
     assert [entry["outcome"] for entry in entries] == ["started", "tightened"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import pytest
@@ -64,10 +63,8 @@ def test_a_freeze_in_either_store_freezes_and_only_its_release_opens(make_lab: C
     """BOUNDED STOP, RELEASE IS FENCED: whichever holds the freeze, the gate closes, and opens when it is gone."""
     lab = make_lab(stores_count=2)
     lab.start_agent("n1")
-    started_s = time.monotonic()
     freeze_in(lab, number)
     wait_until(lambda: not lab.is_open("n1"), within_s=REACHABLE_S * FAULT_FACTOR + 2, what="the gate to close")
-    assert time.monotonic() - started_s < REACHABLE_S * FAULT_FACTOR + 2
     # The other store gives permits all the while, and opens nothing.
     renewed_from = lab.gate_deadline_ns("n1")
     wait_until(lambda: lab.gate_deadline_ns("n1") > renewed_from, what="permits to go on")
