@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     )
     from agents.risk.limit_schedule import LimitSchedule, LimitScheduleSettings
     from agents.risk.limits import OrderRefused, RiskLimits
+    from agents.risk.limits_audit import AuditUnwritable, LimitsAudit
     from agents.risk.live_limits import LiveLimits
     from agents.risk.node_rule import NodeFinding, NodeHolding, NodeRule, NodeSnapshot
     from agents.risk.option_exposure import OptionGreeks
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from agents.risk.pretrade import PreTradeControls, PretradeOrder, PretradeRule
     from agents.risk.pretrade_settings import PreTradeSettings
     from agents.risk.process_limits import ProcessLimits
+    from agents.risk.process_state import StateUnwritable
     from agents.risk.risk_limits_file import RiskLimitsFile, load_risk_limits
     from agents.risk.rule_loading import RuleNotUsable
     from agents.risk.runtime_monitor import RuntimeRiskMonitor, create_risk_monitor
@@ -90,6 +92,7 @@ _MODULES = {
     "exposure_figures": "BookHolding BookOrder BucketExposure ExposureFigures GroupExposure HeldPosition",
     "limit_schedule": "LimitSchedule LimitScheduleSettings",
     "limits": "OrderRefused RiskLimits",
+    "limits_audit": "AuditUnwritable LimitsAudit",
     "live_limits": "LiveLimits",
     "node_rule": "NodeFinding NodeHolding NodeRule NodeSnapshot",
     "option_exposure": "OptionGreeks",
@@ -100,6 +103,7 @@ _MODULES = {
     "pretrade": "PreTradeControls PretradeOrder PretradeRule",
     "pretrade_settings": "PreTradeSettings",
     "process_limits": "ProcessLimits",
+    "process_state": "StateUnwritable",
     "risk_limits_file": "RiskLimitsFile load_risk_limits",
     "rule_loading": "RuleNotUsable",
     "runtime_monitor": "RuntimeRiskMonitor create_risk_monitor",
@@ -140,6 +144,9 @@ __all__ = [
     "RiskLimitsFile",
     "load_risk_limits",
     "LiveLimits",
+    "LimitsAudit",
+    "AuditUnwritable",
+    "StateUnwritable",
     "RuleNotUsable",
     "NodeRule",
     "NodeSnapshot",

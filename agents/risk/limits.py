@@ -48,6 +48,9 @@ RefusalKind = Literal[
     "control_error",
     "control_overrun",
     "table_full",
+    # the account as a whole
+    "policy_throttle",
+    "breaker",
     # a rule of the user's own
     "rule",
 ]

@@ -17,11 +17,12 @@ import datetime as dt
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
 from agents.risk.events import FreezeEvent
-from agents.risk.limit_schedule import LimitSchedule, MinuteOfDay
+from agents.risk.limit_schedule import LimitSchedule, MinuteOfDay, session_clock_of
 from agents.risk.limits_audit import LimitsAudit
 from agents.risk.live_limits import LiveLimits
 from agents.risk.pretrade.controls import PreTradeControls
@@ -32,6 +33,10 @@ from agents.risk.rule_loading import load_order_rules
 from agents.risk.runtime_monitor import RuntimeRiskMonitor
 from agents.risk.warning_ladder import LimitWarning
 from killswitch.clock import NowNs, WallClock, now_ns, wall_now
+
+if TYPE_CHECKING:
+    from agents.risk.circuit_breaker import CircuitBreaker
+    from agents.risk.policy_monitor import PolicyMonitor
 
 
 def utc_day() -> dt.date:
@@ -51,9 +56,11 @@ class ProcessLimits:
         on_freeze: told every freeze of the monitor, as :class:`RuntimeRiskMonitor` has it.
         on_warning: told every step of the warning ladder.
         day: the calendar that counts of the day run by.
-        session_clock: minutes since midnight, for limits by time of day; without one such limits are at their
-            tightest all day.
+        session_clock: minutes since midnight, for limits by time of day; without one the ``time_zone`` of the schedule
+            is followed, and without that such limits are at their tightest all day.
         registry: where the metrics are.
+        policy, breaker: of the account that this process trades on, asked before every order; whoever has them feeds
+            them and closes them.
         clock: deadline clock.
         wall_clock: the time for people.
 
@@ -78,10 +85,12 @@ class ProcessLimits:
         day: CalendarDay = utc_day,
         session_clock: MinuteOfDay | None = None,
         registry: CollectorRegistry | None = None,
+        policy: PolicyMonitor | None = None,
+        breaker: CircuitBreaker | None = None,
         clock: NowNs = now_ns,
         wall_clock: WallClock = wall_now,
     ) -> None:
-        self._session_clock: MinuteOfDay = session_clock if session_clock is not None else _unknown_minute
+        self._session_clock = session_clock
         self._clock = clock
         changed = threading.Event()
         own, schedule = limits.orders.to_risk_limits(), limits.orders.schedule
@@ -94,7 +103,7 @@ class ProcessLimits:
             on_warning=on_warning,
             registry=registry,
             schedule=(
-                None if schedule is None else LimitSchedule(schedule, session_clock=self._session_clock, clock=clock)
+                None if schedule is None else LimitSchedule(schedule, session_clock=session_clock_of(schedule, session_clock), clock=clock)
             ),
             max_working_orders=limits.orders.max_working_orders,
             price_required=True,
@@ -104,6 +113,8 @@ class ProcessLimits:
             monitor=self.monitor,
             day=day,
             rules=load_order_rules(limits.rules.orders),
+            policy=policy,
+            breaker=breaker,
             clock=clock,
             registry=registry,
             on_lock=changed.set,
@@ -135,6 +146,8 @@ class ProcessLimits:
         day: CalendarDay = utc_day,
         session_clock: MinuteOfDay | None = None,
         registry: CollectorRegistry | None = None,
+        policy: PolicyMonitor | None = None,
+        breaker: CircuitBreaker | None = None,
     ) -> ProcessLimits:
         """Read the file, make monitor and controls of it, and be ready to follow it. Arguments as for the class.
 
@@ -153,6 +166,8 @@ class ProcessLimits:
             day=day,
             session_clock=session_clock,
             registry=registry,
+            policy=policy,
+            breaker=breaker,
         )
 
     def follow(self, stopping: threading.Event) -> None:
@@ -185,7 +200,7 @@ class ProcessLimits:
         self.monitor.set_limits_and_schedule(
             limits.orders.to_risk_limits(),
             limits.orders.schedule,
-            session_clock=self._session_clock,
+            session_clock=session_clock_of(limits.orders.schedule, self._session_clock),
             clock=self._clock,
         )
 
@@ -199,8 +214,3 @@ def _waking(changed: threading.Event, on_freeze: Callable[[FreezeEvent], None] |
             on_freeze(event)
 
     return told
-
-
-def _unknown_minute() -> float:
-    """Nobody said which time of day it is: the schedule takes its tightest session."""
-    return -1.0

@@ -20,15 +20,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class CheckedFile:
-    """A file that is sound; ``kind`` is ``risk_limits`` or ``risk_rules``."""
+    """A file that is sound; ``kind`` is ``risk_limits`` or ``risk_rules``, ``notes`` is what it leaves unwatched."""
 
     kind: str
     path: Path
     sentence: str
+    notes: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, str]:
+    def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        return {"path": str(self.path), "sentence": self.sentence}
+        return {"path": str(self.path), "sentence": self.sentence, "notes": list(self.notes)}
 
 
 def check_risk_files(settings: Settings, limits_path: Path | None, rules_path: Path | None) -> list[CheckedFile]:
@@ -48,14 +49,14 @@ def check_risk_files(settings: Settings, limits_path: Path | None, rules_path: P
     if limits_path is not None:
         limits = _read(lambda: _limits_with_rules(limits_path), faults)
         if limits is not None:
-            checked.append(CheckedFile("risk_limits", limits_path, _limits_sentence(limits)))
+            checked.append(CheckedFile("risk_limits", limits_path, _limits_sentence(limits), _limits_notes(limits)))
             if named.risk_rules is not None and rules_path is not None and limits.initial_balance_usd is None:
                 faults.append(f"{limits_path}: initial_balance_usd: is needed by {rules_path}")
     if rules_path is not None:
         rules = _read(lambda: load_risk_rules(rules_path), faults)
         if rules is not None:
             _read(lambda: _calendar(rules), faults, f"{rules_path}: session.calendar: ")
-            checked.append(CheckedFile("risk_rules", rules_path, _rules_sentence(rules)))
+            checked.append(CheckedFile("risk_rules", rules_path, _rules_sentence(rules), _rules_notes(rules)))
     if faults:
         raise CommandError("\n".join(faults), EXIT_USAGE)
     return checked
@@ -114,6 +115,8 @@ def _calendar(rules: RiskRules) -> object:
 
 def _limits_sentence(limits: RiskLimitsFile) -> str:
     """Say what is on, in one sentence."""
+    from agents.risk.pretrade.message_throttle import most_in_a_second  # noqa: PLC0415 - only when used
+
     orders, pretrade = limits.orders, limits.pretrade
     on = [name for name in type(pretrade).model_fields if _is_section_on(pretrade, name)]
     parts = [
@@ -125,10 +128,39 @@ def _limits_sentence(limits: RiskLimitsFile) -> str:
         f"{_usd(orders.max_total_notional_usd)}",
         f"pre-trade controls: {', '.join(on) or 'none'}",
     ]
+    if pretrade.throttle is not None:
+        most = {what: number for what, number in most_in_a_second(pretrade.throttle).items() if number is not None}
+        said = " and ".join(f"{number} {what}" for what, number in most.items())
+        parts += [f"in the worst second at most {said}, the rate and the burst"] if most else []
     own = len(limits.rules.orders) + len(limits.rules.node)
     if own:
         parts.append(f"{own} rule{'s' if own > 1 else ''} of your own")
     return "; ".join(parts)
+
+
+def _limits_notes(limits: RiskLimitsFile) -> tuple[str, ...]:
+    """Say which checks of the inputs are off, and which limits know no time of day; one sentence each."""
+    inputs, schedule = limits.inputs, limits.orders.schedule
+    off = {
+        "pretrade.input_health: an order is judged by a price of any age": limits.pretrade.input_health is None,
+        "mark_max_age_ms: an account is valued at marks of any age": limits.mark_max_age_ms is None,
+        "inputs.router_silent_after_ms: a connected router may be silent for ever": (
+            inputs.router_silent_after_ms is None
+        ),
+        "inputs.mark_frozen_after_ms: a mark may stand still for ever": inputs.mark_frozen_after_ms is None,
+    }
+    notes = [f"OFF: {what}" for what, is_off in off.items() if is_off]
+    if schedule is not None and schedule.sessions and schedule.time_zone is None:
+        notes.append(
+            "orders.schedule.sessions: without time_zone the tightest of them holds all day, on the node and in every "
+            "process that gives no session_clock"
+        )
+    return tuple(notes)
+
+
+def _rules_notes(rules: RiskRules) -> tuple[str, ...]:
+    off = rules.exposure.mark_max_age_ms is None
+    return ("OFF: exposure.mark_max_age_ms: exposure is valued at marks of any age",) if off else ()
 
 
 def _is_section_on(pretrade: Any, name: str) -> bool:

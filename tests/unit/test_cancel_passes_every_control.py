@@ -12,10 +12,15 @@ import pytest
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
+from agents.risk.circuit_breaker import CircuitBreaker
+from agents.risk.exposure_book import ExposureBook
 from agents.risk.limits import RefusalKind
+from agents.risk.policy_monitor import PolicyMonitor
+from agents.risk.policy_table import PolicyDecisionTable
 from agents.risk.pretrade import PreTradeControls
 from agents.risk.pretrade_settings import PreTradeSettings
 from agents.risk.runtime_monitor import RuntimeRiskMonitor
+from agents.risk.trading_session import AlwaysOpen
 from agents.routing.order_router import OrderRouter
 from agents.routing.order_types import Order, Placed, Refused, VenueEvent, VenueEventKind
 from killswitch.clock import now_ns
@@ -52,10 +57,19 @@ class Desk:
             edge_freeze_threshold_bps=1.5,
             registry=CollectorRegistry(),
         )
+        self.book = ExposureBook()
+        self.book.set_equity(1_000.0)
+        self.policy = PolicyMonitor(
+            self.book, PolicyDecisionTable(), moment=lambda: AlwaysOpen().at(0), registry=CollectorRegistry()
+        )
+        self.policy.evaluate()
+        self.breaker = CircuitBreaker(registry=CollectorRegistry())
         self.controls = PreTradeControls(
             PreTradeSettings.model_validate({"throttle": None, "clock_stepped": "refuse", **sections}),
             monitor=self.monitor,
             day=lambda: self.day,
+            policy=self.policy,
+            breaker=self.breaker,
             clock=lambda: self.ns,
             registry=CollectorRegistry(),
         )
@@ -71,6 +85,11 @@ class Desk:
             return None
         assert isinstance(outcome, Refused)
         return outcome.why.kind if outcome.why is not None else outcome.sentence
+
+    def expose(self) -> None:
+        """Bring the account far above what the policy tolerates."""
+        self.book.on_fill("A", "buy", 20.0, 100.0, bucket="LT")
+        self.policy.evaluate()
 
     def close(self) -> None:
         self.gate.close()
@@ -110,6 +129,8 @@ USED_UP: dict[str, tuple[dict[str, Any], Any]] = {
     "daily_losses": ({"daily": {"max_losses": 1}}, lambda desk: (desk.controls.on_result(-1.0), desk.place("2"))[1]),
     "daily_loss": ({"daily": {"max_loss_usd": 9.0}}, lambda desk: (desk.controls.on_result(-9.0), desk.place("2"))[1]),
     "control_error": ({"daily": {"max_orders": 9}}, lambda desk: (setattr(desk, "day", None), desk.place("2"))[1]),
+    "policy_throttle": ({}, lambda desk: (desk.expose(), desk.place("2"))[1]),
+    "breaker": ({}, lambda desk: (desk.breaker.engage("stop"), desk.place("2"))[1]),
     "symbol_limit": ({}, lambda desk: desk.place("2", qty=9.5)),
     "total_limit": ({}, lambda desk: [desk.place(name, name, qty=9.0) for name in "BCD"][-1]),
     "frozen": ({}, lambda desk: (desk.monitor.freeze("stop"), desk.controls.admit("2", "A", "buy", 1.0).kind)[1]),

@@ -27,7 +27,40 @@ def test_the_files_that_ship_are_sound_and_one_line_says_what_they_switch_on() -
     )
     assert shown.exit_code == 0, shown.output
     assert "risk_limits.yaml: sound; no account is watched (initial_balance_usd); inventory in a symbol" in shown.stdout
+    assert "; in the worst second at most 200 orders and 200 amendments, the rate and the burst" in shown.stdout
     assert "risk_rules.yaml: sound; calendar XLON; tolerance OPEN 125 %, EARLY 125 %, MID 120 %" in shown.stdout
+
+
+def notes_of(path: Path, kind: str = "limits") -> list[str]:
+    shown = run("-o", "json", "config", "check", f"--risk-{kind}", str(path))
+    assert shown.exit_code == 0, shown.output
+    notes: list[str] = json.loads(shown.stdout)["risk_files"][f"risk_{kind}"]["notes"]
+    return notes
+
+
+def test_every_input_check_that_is_off_is_said_one_by_one(tmp_path: Path) -> None:
+    path = tmp_path / "limits.yaml"
+    assert [note.split(": ")[1] for note in notes_of(SHIPPED / "risk_limits.yaml")] == [
+        "pretrade.input_health", "inputs.router_silent_after_ms", "inputs.mark_frozen_after_ms",
+    ]  # fmt: skip
+    path.write_text(
+        "mark_max_age_ms: null\npretrade: {input_health: {}}\n"
+        "inputs: {router_silent_after_ms: 10000, mark_frozen_after_ms: 10000}\n"
+    )
+    assert notes_of(path) == ["OFF: mark_max_age_ms: an account is valued at marks of any age"]
+    shown = run("config", "check", "--risk-limits", str(path))
+    assert f"{path}: OFF: mark_max_age_ms: an account is valued at marks of any age\n" in shown.stdout
+    path.write_text("session: {calendar: 24/7}\nexposure: {mark_max_age_ms: null}\n")
+    assert notes_of(path, "rules") == ["OFF: exposure.mark_max_age_ms: exposure is valued at marks of any age"]
+
+
+def test_limits_by_time_of_day_that_know_no_time_are_said(tmp_path: Path) -> None:
+    path = tmp_path / "limits.yaml"
+    sessions = "sessions: [{from_minute: 480, limit_pct: 100}, {from_minute: 980, limit_pct: 25}]"
+    path.write_text(f"orders: {{schedule: {{{sessions}}}}}\n")
+    assert "without time_zone the tightest of them holds all day" in notes_of(path)[-1]
+    path.write_text(f"orders: {{schedule: {{time_zone: Europe/London, {sessions}}}}}\n")
+    assert not [note for note in notes_of(path) if "time_zone" in note]
 
 
 def test_all_faults_of_both_files_are_told_by_path_and_line_with_exit_2(tmp_path: Path) -> None:

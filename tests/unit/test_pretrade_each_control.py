@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from agents.risk.pretrade import PreTradeControls
+from agents.risk.pretrade.message_throttle import most_in_a_second
 from agents.risk.pretrade_settings import PreTradeSettings
 from tests.unit.pretrade_rig import DAY, HEALTHY, MS, Rig, S
 
@@ -243,6 +244,27 @@ def test_no_second_ever_sees_more_than_the_limit_and_the_burst(waits: list[int],
             tokens -= 1.0
             expected.append(now)
     assert sent == expected
+
+
+@pytest.mark.parametrize(
+    ("throttle", "orders", "amendments"),
+    [({}, 200, 200), ({"orders_per_s": 50, "burst_s": 0.1}, 55, 110), ({"orders_per_s": 3, "burst_s": 0.1}, 4, 110),
+     ({"orders_per_s": None, "amends_per_s": 1, "burst_s": 3.0}, None, 4)],
+)  # fmt: skip
+def test_the_worst_second_is_the_rate_and_the_burst(
+    throttle: dict[str, Any], orders: int | None, amendments: int | None
+) -> None:
+    section = PreTradeSettings.model_validate({"throttle": throttle}).throttle
+    assert section is not None
+    assert most_in_a_second(section) == {"orders": orders, "amendments": amendments}
+    if orders is None:
+        return
+    rig, sent = Rig(throttle=throttle), 0
+    for _ in range(1_001):  # one second, both ends included
+        while rig.controls.admit(f"s{sent}", "A", "buy", 1.0, 1.0) is None:
+            sent += 1
+        rig.ns += MS
+    assert sent in (orders, orders - 1)
 
 
 def test_an_order_that_the_monitor_refuses_gives_its_token_back() -> None:

@@ -7,7 +7,8 @@ The order, cheap ones first; the first that refuses is told:
 3. permitted symbols; 4. size and value; 5. repeated executions; 6. counts of the day; 7. health of the prices;
 8. price collar; 9. message throttle; 10. duplicates; each only where the settings have it;
 11. the user's own rules, in the order in which they were given;
-12. the monitor: frozen, limits per symbol and in total, working orders; it reserves in the same step.
+12. ``policy_throttle``, then ``breaker``, where they are given;
+13. the monitor: frozen, limits per symbol and in total, working orders; it reserves in the same step.
 
 A cancel is never asked (A CANCEL ALWAYS PASSES): it is only counted, and for that it waits for no order.
 """
@@ -18,7 +19,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
@@ -27,6 +28,7 @@ from agents.risk.input_health import read_quote
 from agents.risk.limits import OrderRefused, RefusalKind
 from agents.risk.order_inputs import plain_sign, read_order
 from agents.risk.order_simulation import OrderSimulation
+from agents.risk.pretrade.account_gates import BreakerGate, PolicyThrottle
 from agents.risk.pretrade.control_faults import fault, raised, stepped
 from agents.risk.pretrade.daily_counts import CalendarDay
 from agents.risk.pretrade.guarded_rule import GuardedRule
@@ -42,6 +44,10 @@ from agents.risk.pretrade_settings import PreTradeSettings, Severity
 from agents.risk.runtime_monitor import RuntimeRiskMonitor
 from agents.risk.settings_diff import say_changed
 from killswitch.clock import NowNs, now_ns
+
+if TYPE_CHECKING:
+    from agents.risk.circuit_breaker import CircuitBreaker
+    from agents.risk.policy_monitor import PolicyMonitor
 
 PERSIST_VERSION = 1
 
@@ -61,6 +67,8 @@ class PreTradeControls:
         monitor: limits and reservations; every order that passes is reserved there.
         day: the calendar that counts of the day run by; needed with ``settings.daily``.
         rules: rules of the user's own.
+        policy: refuses what could grow the exposure while the policy does not allow it.
+        breaker: refuses everything while it is engaged; while it is half-open as many orders pass as it has probes.
         clock: nanoseconds; read once at the beginning of a check and once at its end.
         registry: where ``killswitch_orders_refused_total`` is counted; the process's default registry when ``None``.
         on_lock: told when a strategy was disabled by its fills or enabled by a person, on that thread; must not wait.
@@ -80,6 +88,8 @@ class PreTradeControls:
         monitor: RuntimeRiskMonitor,
         day: CalendarDay | None = None,
         rules: Sequence[PretradeRule] = (),
+        policy: PolicyMonitor | None = None,
+        breaker: CircuitBreaker | None = None,
         clock: NowNs = now_ns,
         registry: CollectorRegistry | None = None,
         on_lock: Callable[[], None] | None = None,
@@ -92,7 +102,9 @@ class PreTradeControls:
         self._refused_lock = threading.Lock()
         self._last_ns = _LONG_AGO_NS
         self._on_lock = on_lock
-        self._own_rules = tuple(rules)
+        throttle = () if policy is None else (PolicyThrottle(policy, self._reduces),)
+        self._own_rules: tuple[PretradeRule, ...] = (*rules, *throttle)
+        self._breaker = None if breaker is None else BreakerGate(breaker)
         self._strategies = OrderStrategies(lambda order: monitor.reserved(order) is not None)
         self._known = KnownControls(day=day, reduces=self._reduces, clock=clock)
         self._known.require(settings)
@@ -282,7 +294,9 @@ class PreTradeControls:
             else:
                 refusals.extend([stepped(order, self._last_ns)] if went_back else [])
                 refusals.extend(self._look_at_all(order))
-        refusals.extend(refusal for rule in self._rules if (refusal := rule.refuses(order)) is not None)
+        breaker = () if self._breaker is None else (self._breaker,)
+        last: tuple[GuardedRule | BreakerGate, ...] = (*self._rules, *breaker)
+        refusals.extend(refusal for rule in last if (refusal := rule.refuses(order)) is not None)
         return replace(
             simulated, refusals=(*refusals, *simulated.refusals), warnings=() if refusals else simulated.warnings
         )
@@ -349,15 +363,17 @@ class PreTradeControls:
                         count(order)
             except Exception as error:  # noqa: BLE001 - whatever it raises, the answer is unknown
                 return raised(order, error)
-        if not self._rules:
+        if not self._rules and self._breaker is None:
             return None
         refusal = self._ask_rules(order)
+        if refusal is None and self._breaker is not None:
+            refusal = self._breaker.takes(order) if counting else self._breaker.refuses(order)
         if refusal is not None and counting:
             self._take_back(order)
         return refusal
 
     def _ask_rules(self, order: PretradeOrder) -> OrderRefused | None:
-        """Ask the user's own rules; each has its own budget, so that of the monitor begins after the last."""
+        """Ask the user's own rules; each has its own budget, so that of breaker and monitor begins after the last."""
         for rule in self._rules:
             refusal = rule.refuses(order)
             if refusal is not None:

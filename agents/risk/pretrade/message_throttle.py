@@ -179,6 +179,17 @@ class MessageThrottle:
             kind.symbols_full_ns[order.symbol] -= kind.of_symbol.interval_ns
 
 
+def most_in_a_second(settings: ThrottleSettings) -> dict[str, int | None]:
+    """Return how many messages can pass at most in any one second over all symbols: the rate and a full bucket.
+
+    Returns:
+        ``orders`` and ``amendments``; ``None`` where there is no limit.
+    """
+    of = {"orders": settings.orders_per_s, "amendments": settings.amends_per_s}
+    rates = {what: _rate(per_s, settings.burst_s) for what, per_s in of.items()}
+    return {what: None if rate is None else rate.per_s + rate.capacity for what, rate in rates.items()}
+
+
 def _rate(per_s: int | None, burst_s: float) -> _Rate | None:
     return None if per_s is None else _Rate(per_s, burst_s)
 
