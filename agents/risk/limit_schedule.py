@@ -6,14 +6,17 @@ volatility that never came, is not a number or is too old takes the tightest ste
 
 from __future__ import annotations
 
+import datetime as dt
 import threading
+import time
+import zoneinfo
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from itertools import pairwise
 from typing import Annotated, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, StrictStr
 
 from agents.risk.exact import EXACT, exact
 from agents.risk.order_inputs import finite_number, is_name
@@ -65,6 +68,11 @@ class LimitScheduleSettings(Section):
     sessions: tuple[SessionStep, ...] = Field(
         (), description="By time of day, earliest first; the last one goes on past midnight.", max_length=MAX_STEPS
     )
+    time_zone: Annotated[StrictStr, Field(min_length=1, max_length=64)] | None = Field(
+        None,
+        description="Name of the time zone whose midnight the sessions count from, such as Europe/London. Absent: the "
+        "process gives a session clock of its own; without one the tightest session holds all day.",
+    )
     volatility: tuple[VolatilityStep, ...] = Field(
         (), description="By volatility of the symbol, calmest first; above the last the last percentage holds.",
         max_length=MAX_STEPS,
@@ -76,6 +84,11 @@ class LimitScheduleSettings(Section):
     def faults(self) -> list[str]:
         """Return one sentence for each list that is not in order."""
         faults = []
+        if self.time_zone is not None and not _is_zone(self.time_zone):
+            faults.append(
+                f"time_zone: {self.time_zone!r} is no time zone that this machine knows; names are those of the IANA "
+                "database, which the package tzdata brings where the machine has none"
+            )
         if any(later.from_minute <= earlier.from_minute for earlier, later in pairwise(self.sessions)):
             faults.append("sessions: the times must grow from step to step")
         if any(later.up_to_ratio <= earlier.up_to_ratio for earlier, later in pairwise(self.volatility)):
@@ -83,6 +96,46 @@ class LimitScheduleSettings(Section):
         if any(later.limit_pct > earlier.limit_pct for earlier, later in pairwise(self.volatility)):
             faults.append("volatility: a higher volatility must not loosen the limit")
         return faults
+
+
+def session_clock_of(settings: LimitScheduleSettings | None, given: MinuteOfDay | None) -> MinuteOfDay:
+    """Return the time of day of a process: as it was given, else in the time zone of its settings, else unknown."""
+    if given is not None:
+        return given
+    zone = None if settings is None else settings.time_zone
+    return _unknown_minute if zone is None else minute_in(zone)
+
+
+def minute_in(time_zone: str, *, wall_ns: Callable[[], int] = time.time_ns) -> MinuteOfDay:
+    """Return the time of day in a time zone, summer time and all.
+
+    Args:
+        time_zone: its name in the IANA database.
+        wall_ns: nanoseconds since 1970 in UTC; the wall clock of this machine unless told otherwise.
+
+    Raises:
+        ZoneInfoNotFoundError, ValueError: there is no such zone here.
+    """
+    zone = zoneinfo.ZoneInfo(time_zone)
+
+    def minute() -> float:
+        now = dt.datetime.fromtimestamp(wall_ns() // 1_000_000_000, zone)
+        return 60.0 * now.hour + now.minute + now.second / 60.0
+
+    return minute
+
+
+def _unknown_minute() -> float:
+    """Nobody said which time of day it is: the schedule takes its tightest session."""
+    return -1.0
+
+
+def _is_zone(name: str) -> bool:
+    try:
+        zoneinfo.ZoneInfo(name)
+    except (KeyError, ValueError, OSError):  # not there, no name at all, a directory
+        return False
+    return True
 
 
 class EffectiveLimits(NamedTuple):
@@ -118,6 +171,8 @@ class ScheduleTable:
         session_clock: MinuteOfDay | None,
         clock: NowNs,
     ) -> None:
+        if session_clock is None and settings.time_zone is not None:
+            session_clock = minute_in(settings.time_zone)
         if settings.sessions and session_clock is None:
             raise ValueError("limits by time of day need a session clock; none was given")
         self.symbol_limits_usd = dict(settings.symbol_max_inventory_usd)
@@ -184,11 +239,11 @@ class LimitSchedule:
 
     Args:
         settings: how the limits tighten.
-        session_clock: the time of day; needed when there are sessions.
+        session_clock: the time of day; needed when there are sessions and no time zone.
         clock: nanoseconds, for the age of a volatility.
 
     Raises:
-        ValueError: there are sessions and no session clock.
+        ValueError: there are sessions and neither session clock nor time zone.
 
     Attributes:
         settings: the settings in force.
@@ -209,10 +264,10 @@ class LimitSchedule:
 
         Args:
             settings: the settings.
-            session_clock: the time of day; the one that is known already when ``None``.
+            session_clock: the time of day; the one that was given already when ``None``.
 
         Raises:
-            ValueError: there are sessions and no session clock. Nothing has changed.
+            ValueError: there are sessions and neither session clock nor time zone. Nothing has changed.
         """
         with self._lock:
             asked = session_clock if session_clock is not None else self._session_clock
@@ -254,8 +309,8 @@ class LimitSchedule:
         own = table.symbol_limits_usd.get(symbol)
         base = symbol_usd if own is None or own > symbol_usd else own
         return EffectiveLimits(
-            base * symbol_pct / 100.0,
-            total_usd * total_pct / 100.0,
+            min(base, base * symbol_pct / 100.0),  # rounding must not make a hundred per cent more than the whole
+            min(total_usd, total_usd * total_pct / 100.0),
             _part(base, symbol_pct),
             _part(total_usd, total_pct),
         )

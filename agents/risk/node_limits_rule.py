@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
 from prometheus_client import CollectorRegistry
 
 from agents.risk.events import MONITOR_ERROR
+from agents.risk.limit_schedule import LimitSchedule, LimitScheduleSettings, MinuteOfDay, session_clock_of
 from agents.risk.node_rule import NodeFinding, NodeSnapshot
 from agents.risk.order_inputs import finite_number
 from agents.risk.risk_limits_file import OrderLimitSettings
@@ -20,15 +22,22 @@ WARN_FROM_PCT: Final = min(STEPS_PCT)
 class NodeLimitsRule:
     """Limits of inventory warn here, step by step (routers refuse before each order); an edge that collapsed freezes.
 
+    The schedule of the file tightens them here too, by symbol and by time of day. Volatilities are not told to a node,
+    so that its steps by volatility are left to the routers.
+
     Args:
         limits: those of the node; each may be absent.
         registry: where ``freeze_triggered_total`` is counted.
+        session_clock: minutes since midnight; in the time zone of the schedule when ``None``.
     """
 
     name = "limits"
 
-    def __init__(self, limits: OrderLimitSettings, *, registry: CollectorRegistry) -> None:
-        self._limits = limits
+    def __init__(
+        self, limits: OrderLimitSettings, *, registry: CollectorRegistry, session_clock: MinuteOfDay | None = None
+    ) -> None:
+        self._session_clock = session_clock
+        self._take(limits)
         self.monitor = RuntimeRiskMonitor(
             max_inventory_usd_per_symbol=limits.to_risk_limits().max_inventory_usd,
             max_total_notional_usd=limits.to_risk_limits().max_total_notional,
@@ -38,8 +47,16 @@ class NodeLimitsRule:
 
     def set_limits(self, limits: OrderLimitSettings) -> None:
         """Hold the node against other limits from now on."""
-        self._limits = limits
+        self._take(limits)
         self.monitor.set_limits(limits.to_risk_limits())
+
+    def _take(self, limits: OrderLimitSettings) -> None:
+        schedule = LimitScheduleSettings() if limits.schedule is None else limits.schedule
+        self._limits = limits
+        self._schedule = LimitSchedule(
+            schedule.model_copy(update={"volatility": ()}),
+            session_clock=session_clock_of(schedule, self._session_clock),
+        )
 
     def judge(self, snapshot: NodeSnapshot) -> Sequence[NodeFinding]:
         """Return every edge that is below the threshold or no number, and every limit that is nearly used up."""
@@ -69,16 +86,18 @@ class NodeLimitsRule:
         return found
 
     def _uses(self, snapshot: NodeSnapshot) -> list[NodeFinding]:
-        most = self._limits
-        uses: list[tuple[str | None, float, float | None]] = [(None, snapshot.gross_usd, most.max_total_notional_usd)]
+        own = self._limits.to_risk_limits()
+        now = {symbol: self._schedule.limits(symbol, own.max_inventory_usd, own.max_total_notional) for symbol in
+               ("", *snapshot.holdings)}  # fmt: skip
+        uses: list[tuple[str | None, float, float]] = [(None, snapshot.gross_usd, now[""].total_usd)]
         uses += [
-            (symbol, abs(held.value_usd), most.max_inventory_usd_per_symbol)
-            for symbol, held in sorted(snapshot.holdings.items())
+            (symbol, abs(held.value_usd), now[symbol].symbol_usd) for symbol, held in sorted(snapshot.holdings.items())
         ]
         found = []
         for symbol, used_usd, limit_usd in uses:
-            used_pct = None if limit_usd is None else 100.0 * used_usd / limit_usd
-            if limit_usd is None or used_pct is None or used_pct < WARN_FROM_PCT:
+            # A limit of nothing, which a schedule may ask for, is used up by anything.
+            used_pct = 100.0 * used_usd / limit_usd if limit_usd > 0.0 else (math.inf if used_usd > 0.0 else 0.0)
+            if used_pct < WARN_FROM_PCT:
                 continue
             step_pct = max(step for step in STEPS_PCT if used_pct >= step)
             what = "notional over all symbols" if symbol is None else f"inventory in {symbol}"

@@ -23,7 +23,8 @@ def config() -> None:
 def check(context: CommandContext, risk_limits: Path | None, risk_rules: Path | None) -> None:
     """Check every setting, and print the bounds that follow: how long anybody may go on trading after a freeze.
 
-    Files of risk limits and rules are checked too, with path and line, and so is that their rules can be loaded.
+    Files of risk limits and rules are checked too, with path and line, and so is that their rules can be loaded; what
+    a sound file leaves unwatched is said.
     Exits 2 with one sentence for each fault.
     """
     from killswitch.cli.risk_files import check_risk_files  # noqa: PLC0415 - only when used
@@ -67,6 +68,8 @@ def check(context: CommandContext, risk_limits: Path | None, risk_rules: Path | 
     )
     for file in risk:
         click.echo(f"{file.path}: sound; {file.sentence}")
+        for note in file.notes:
+            click.echo(f"{file.path}: {note}")
 
 
 @config.command()

@@ -27,6 +27,7 @@ ONLY_WITH_THE_WHOLE = frozenset(
         "log_interval_seconds",
         "lock_timeout_seconds",
         "orders.schedule.sessions",
+        "orders.schedule.time_zone",
         "orders.schedule.volatility",
         "pretrade.repeated_executions.designated_staff",
     ]

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from agents.node_limits import NodeLimitsFiles, RunningLimits, figure_rules, load_node_limits
 from agents.risk.anomaly_settings import AnomalySettings
+from agents.risk.limit_schedule import LimitScheduleSettings, SessionStep
 from agents.risk.node_account_rule import NodeAccountRule
 from agents.risk.node_anomaly_rule import OBSERVE_EVERY_MS, NodeAnomalyRule
 from agents.risk.node_inputs_rule import NodeInputsRule, NodeInputsSettings
@@ -85,6 +86,33 @@ def test_the_use_of_a_limit_warns_from_half_of_it_on_and_never_closes_anything()
     findings = rule.judge(snapshot(many))
     assert {one.level for one in findings} == {"warning"}
     assert findings[0].reason.endswith("is at 96.0 % of 1000.00 USD, past 95 %")
+
+
+def test_the_node_warns_by_the_limits_of_the_symbol_and_of_this_time_of_day() -> None:
+    minute = [600.0]
+    orders = OrderLimitSettings.model_validate(
+        {
+            "max_inventory_usd_per_symbol": 1_000.0,
+            "max_total_notional_usd": 10_000.0,
+            "schedule": {
+                "symbol_max_inventory_usd": {"Y": 100.0},
+                "sessions": [{"from_minute": 0, "limit_pct": 100}, {"from_minute": 900, "limit_pct": 10}],
+                "volatility": [{"up_to_ratio": 0.01, "limit_pct": 100}, {"up_to_ratio": 0.02, "limit_pct": 1}],
+            },
+        }
+    )
+    rule = NodeLimitsRule(orders, registry=CollectorRegistry(), session_clock=lambda: minute[0])
+    held = snapshot({"X": (1.0, 90.0), "Y": (1.0, 90.0)})
+    assert [(one.symbol, one.limit) for one in rule.judge(held)] == [("Y", 100.0)]
+    minute[0] = 1_000.0
+    rule.set_limits(orders)
+    assert [(one.symbol, one.limit) for one in rule.judge(held)] == [("X", 100.0), ("Y", 10.0)]
+    unknown = NodeLimitsRule(orders, registry=CollectorRegistry())
+    assert [one.symbol for one in unknown.judge(held)] == ["X", "Y"], "no time zone: the tightest"
+    zero = orders.model_copy(update={"schedule": LimitScheduleSettings(sessions=(SessionStep(from_minute=0, limit_pct=0),))})
+    closed = NodeLimitsRule(zero, registry=CollectorRegistry(), session_clock=lambda: 1.0)
+    assert {one.symbol for one in closed.judge(held)} == {None, "X", "Y"}
+    assert closed.judge(snapshot()) == []
 
 
 # ---- inputs

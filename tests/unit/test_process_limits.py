@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from agents.risk import ProcessLimits, RiskLimitsFile, RuleNotUsable
 from agents.risk.events import FreezeEvent
+from agents.risk.limit_schedule import minute_in
 from agents.risk.limits_audit import LimitsAudit, read_audit
 from agents.risk.risk_limits_file import load_risk_limits
 from agents.risk.settings_file import RiskFileError
@@ -105,6 +106,46 @@ def test_limits_by_time_of_day_without_a_clock_are_at_their_tightest(tmp_path: P
     schedule = {"sessions": [{"from_minute": 0, "limit_pct": 100}, {"from_minute": 900, "limit_pct": 10}]}
     rig = Rig(tmp_path, {**LIMITS, "orders": {**LIMITS["orders"], "schedule": schedule}})
     assert rig.admit("1", 0.03) == "symbol_limit"
+
+
+def zone_where_it_is_noon() -> str:
+    hours_west = dt.datetime.now(dt.UTC).hour - 12
+    return f"Etc/GMT{hours_west:+d}" if hours_west else "Etc/GMT"
+
+
+NOON = [{"from_minute": 0, "limit_pct": 10}, {"from_minute": 600, "limit_pct": 100}, {"from_minute": 900, "limit_pct": 5}]
+
+
+def timed(**schedule: Any) -> dict[str, Any]:
+    return {**LIMITS, "orders": {**LIMITS["orders"], "schedule": {"sessions": NOON, **schedule}}}
+
+
+def test_limits_by_time_of_day_follow_the_time_zone_of_the_file_and_change_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "limits.yaml"
+    path.write_text(yaml.safe_dump(timed(time_zone=zone_where_it_is_noon())))
+    process = ProcessLimits.of_file(path, registry=CollectorRegistry())
+    assert process.monitor.limits_of("BTCUSDT").symbol_usd == 10_000.0
+    rig = Rig(tmp_path, timed())
+    assert rig.process.monitor.limits_of("BTCUSDT").symbol_usd == 500.0
+    rig.write(timed(time_zone=zone_where_it_is_noon()))
+    rig.look(asked=True)
+    assert rig.process.monitor.limits_of("BTCUSDT").symbol_usd == 10_000.0
+    rig.write(timed())
+    rig.look(asked=True)
+    assert rig.process.monitor.limits_of("BTCUSDT").symbol_usd == 500.0
+
+
+def test_a_session_clock_that_is_given_stands_above_the_time_zone(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, timed(time_zone=zone_where_it_is_noon()), session_clock=lambda: 1_000.0)
+    assert rig.process.monitor.limits_of("BTCUSDT").symbol_usd == 500.0
+
+
+def test_the_time_of_day_in_a_zone_knows_summer_time() -> None:
+    def at(month: int) -> float:
+        noon = dt.datetime(2026, month, 15, 12, 30, tzinfo=dt.UTC)
+        return minute_in("Europe/London", wall_ns=lambda: int(noon.timestamp()) * 10**9)()
+
+    assert (at(1), at(7)) == (750.0, 810.0)
 
 
 def test_a_file_or_a_rule_that_cannot_be_used_is_a_sentence_before_anything_trades(tmp_path: Path) -> None:
