@@ -25,12 +25,13 @@ MARKS_BETWEEN_SUMS: Final = 256
 class Line:
     """One position that is not flat. ``cost_usd`` is signed as the quantity is; open profit is value less cost.
 
-    ``marked`` tells a mark that came as a price from one that is the last fill's, for want of another; ``at_ns`` is when
-    the one or the other came.
+    ``marked`` tells a mark that came as a price from one that is the last fill's, for want of another; ``at_ns`` is
+    when the one or the other came.
     """
 
     __slots__ = (
-        "absolute", "at_ns", "cost_usd", "exact_cost", "exact_quantity", "mark", "marked", "open_usd", "quantity", "value_usd",
+        "absolute", "at_ns", "cost_usd", "exact_cost", "exact_quantity", "mark", "marked", "open_usd", "quantity",
+        "value_usd",
     )  # fmt: skip
 
     def __init__(self, quantity: Decimal, cost: Decimal, mark: float, *, marked: bool, at_ns: int) -> None:

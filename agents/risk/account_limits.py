@@ -46,7 +46,8 @@ class AccountLimits(BreakerSettings):
 
     max_daily_drawdown: _Share = Field(
         0.02,
-        description="Ratio. Hard: part of the day's highest equity that may be lost; 0.02 is 2 %. At it the breaker engages.",
+        description="Ratio. Hard: part of the day's highest equity that may be lost; 0.02 is 2 %. At it the breaker "
+        "engages.",
     )
     drawdown_warning: _Share = Field(0.01, description="Ratio. Warn from this part of the day's highest equity on.")
     max_account_leverage: _Times = Field(
@@ -63,7 +64,9 @@ class AccountLimits(BreakerSettings):
         None, max_length=100_000, description="A tick or fill of another symbol is a breach; none named: all are known."
     )
     max_symbols: Count = Field(10_000, description="Count. Most symbols held at once; one more is a breach.")
-    forensics_kept: Count = Field(1_000, description="Count. Newest engagements kept with the account before and after.")
+    forensics_kept: Count = Field(
+        1_000, description="Count. Newest engagements kept with the account before and after."
+    )
     days_kept: Count = Field(400, description="Count. Newest days kept with their lowest point.")
     mark_max_age_ms: Annotated[int, Field(strict=True, gt=0, le=DAY_SECONDS * 1_000)] | None = Field(
         60_000,

@@ -7,15 +7,16 @@ What is measured from what (section B of the seed systems gives the figures):
 * **Leverage** is exposure (sum of absolute positions) over *equity* (balance and open profit), so that a loss raises
   it. Something held with no equity left is infinite leverage. At most 10 is reported; the true one decides.
 * A value at a level counts. Within a billionth below it also counts, so that rounding errs towards stopping.
-* A **mark** that is older than ``mark_max_age_ms``, on the deadline clock, is no price any more; until a first one comes
-  the last fill stands for it, for as long. What then follows is what the limits say for a stale and a missing one.
+* A **mark** that is older than ``mark_max_age_ms``, on the deadline clock, is no price any more; until a first one
+  comes the last fill stands for it, for as long. What then follows is what the limits say for a stale and a missing
+  one.
 * A **day** begins at ``day_start_utc``. The time of day is read once, at construction, and then follows the deadline
   clock: a step of the wall clock neither ends a day nor lengthens one.
 
 A hard level is a bad reading of class ``drawdown`` or ``position``, a tick that makes no sense one of class ``data``,
 and so are marks that are too old, once a second. Ages are asked at every tick and fill; where ticks may stop altogether
-:meth:`RiskMonitor.look` asks without one. Monitoring goes on after the kill: every tick is answered, whatever the breaker says. This monitor cancels nothing;
-``on_freeze`` is where an agent makes a freeze of the cluster out of a kill.
+:meth:`RiskMonitor.look` asks without one. Monitoring goes on after the kill: every tick is answered, whatever the
+breaker says. This monitor cancels nothing; ``on_freeze`` is where an agent makes a freeze of the cluster out of a kill.
 """
 
 from __future__ import annotations

@@ -101,9 +101,7 @@ def mark_finding(
     severities = {limits.mark_stale if marked else limits.mark_missing for marked in hard}
     level = AlertLevel.CRITICAL if "engage" in severities else AlertLevel.WARNING
     said = [
-        age_sentence(
-            symbol, at_ns=at_ns, now_ns=now_ns, max_age_ms=limits.mark_max_age_ms, marked=lines[symbol].marked
-        )
+        age_sentence(symbol, at_ns=at_ns, now_ns=now_ns, max_age_ms=limits.mark_max_age_ms, marked=lines[symbol].marked)
         for symbol, at_ns in islice(too_old.items(), MARKS_SAID)
     ]
     more = [f"and {len(too_old) - MARKS_SAID} more"] if len(too_old) > MARKS_SAID else []

@@ -73,9 +73,12 @@ class BreakerSettings(Section):
         3, description="Count. Good readings in a row, after the cool-down and per class, that half-open it."
     )
     half_open_probes: Count = Field(5, description="Count. Orders that pass while it is half-open.")
-    half_open_good_readings: Count = Field(5, description="Count. Good readings in a row while half-open that make it safe.")
+    half_open_good_readings: Count = Field(
+        5, description="Count. Good readings in a row while half-open that make it safe."
+    )
     confirmations: Confirmations = Field(
-        default_factory=Confirmations.model_construct, description="Counts of bad readings that latch a pause, by class."
+        default_factory=Confirmations.model_construct,
+        description="Counts of bad readings that latch a pause, by class.",
     )
     provisional_hold_seconds: Seconds = Field(
         5.0,

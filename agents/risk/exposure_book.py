@@ -88,8 +88,9 @@ class ExposureBook:
     UNKNOWN IS FROZEN, in two kinds. *Lasting*: a fill or an order with an unknown side, bucket or number, a symbol or
     order beyond the limits. What is held is not known any more, so every percentage is NaN until :meth:`rebuild`.
     *Passing*: a mark or an equity that is not a number, no mark yet, Greeks that cannot be, a symbol that no group
-    names though there are groups, and, where the settings say so, a mark that is missing or too old. Every percentage is NaN until a good one comes or the position is gone. The
-    :class:`~agents.risk.policy_table.PolicyDecisionTable` answers NaN with its strictest mode.
+    names though there are groups, and, where the settings say so, a mark that is missing or too old. Every percentage
+    is NaN until a good one comes or the position is gone. The :class:`~agents.risk.policy_table.PolicyDecisionTable`
+    answers NaN with its strictest mode.
 
     Args:
         settings: buckets, groups and limits.
@@ -500,9 +501,7 @@ class ExposureBook:
             marked = state.is_marked or state.is_option
             if severity == (self.settings.mark_stale if marked else self.settings.mark_missing):
                 said.append(
-                    age_sentence(
-                        name, at_ns=at_ns, now_ns=ages.looked_ns, max_age_ms=ages.max_age_ms, marked=marked
-                    )
+                    age_sentence(name, at_ns=at_ns, now_ns=ages.looked_ns, max_age_ms=ages.max_age_ms, marked=marked)
                 )
             if len(said) == SENTENCES_SHOWN:
                 break

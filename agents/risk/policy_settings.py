@@ -118,14 +118,14 @@ class ExposureSettings(Section):
 
     mark_max_age_ms: Annotated[int, Field(strict=True, gt=0, le=86_400_000)] | None = Field(
         60_000,
-        description="Milliseconds that a mark, or the Greeks, of a symbol that a book holds or has orders in may be old "
-        "while the market is open; its fills and first orders count as marks until a first one comes. Null: not asked. "
-        "The agent of a node does not ask: its marks come with the reports of its routers.",
+        description="Milliseconds that a mark, or the Greeks, of a symbol that a book holds or has orders in may be "
+        "old while the market is open; its fills and first orders count as marks until a first one comes. Null: not "
+        "asked. The agent of a node does not ask: its marks come with the reports of its routers.",
     )
     mark_missing: MarkSeverity = Field(
         "unknown",
-        description="warning or unknown. What a symbol does of which no mark has ever come and whose last fill is older "
-        "than that; unknown makes every percentage unknown, which freezes.",
+        description="warning or unknown. What a symbol does of which no mark has ever come and whose last fill is "
+        "older than that; unknown makes every percentage unknown, which freezes.",
     )
     mark_stale: MarkSeverity = Field(
         "unknown", description="warning or unknown. What a symbol does whose newest mark is older than that."

@@ -81,7 +81,9 @@ class DuplicateSettings(Section):
 class RepeatedExecutionSettings(Section):
     """Executions of one strategy that no person has looked at: RTS 6 Art. 15(3)."""
 
-    max_executions: _Count = Field(..., description="Count. Fills of one strategy; then it is disabled until a person acts.")
+    max_executions: _Count = Field(
+        ..., description="Count. Fills of one strategy; then it is disabled until a person acts."
+    )
     designated_staff: tuple[Annotated[StrictStr, Field(min_length=1, max_length=128)], ...] = Field(
         (), description="Who may enable a strategy again; empty: any named person.", max_length=1_000
     )
@@ -98,7 +100,9 @@ class DailySettings(Section):
     """What may happen in one calendar day. What is absent is not limited."""
 
     max_orders: _Count | None = Field(None, description="Count. Orders that passed.")
-    max_cancels: _Count | None = Field(None, description="Count. Cancels; at the limit new orders are refused, cancels never.")
+    max_cancels: _Count | None = Field(
+        None, description="Count. Cancels; at the limit new orders are refused, cancels never."
+    )
     max_losses: _Count | None = Field(
         None, description="Count. Trades that ended with a loss; then only reducing orders pass."
     )

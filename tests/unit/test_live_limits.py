@@ -202,7 +202,9 @@ def test_what_tightens_holds_though_what_loosens_beside_it_cannot_be_written_dow
     change = rig.live.look()  # nobody has touched the file meanwhile
     assert change is not None
     assert (change.outcome, both(rig), rig.live.faults) == ("applied", (0.03, 100.0), ())
-    told = [(one["setting"], one["before"], one["after"]) for entry in rig.entries() for one in entry.get("changes", [])]
+    told = [
+        (one["setting"], one["before"], one["after"]) for entry in rig.entries() for one in entry.get("changes", [])
+    ]
     assert told == [("orders.max_total_notional_usd", 1_000.0, 100.0), ("max_daily_drawdown", 0.02, 0.03)]
     assert rig.live.look() is None
 
@@ -242,7 +244,10 @@ def test_nothing_is_lost_of_a_tightening_that_held_before_it_could_be_written_do
     rig.audit_path.rmdir()
     (tmp_path / "away").rename(rig.audit_path)
     rig.live.look()
-    assert [(entry["outcome"], len(entry.get("changes", []))) for entry in rig.entries()] == [("started", 0), ("tightened", 1)]
+    assert [(entry["outcome"], len(entry.get("changes", []))) for entry in rig.entries()] == [
+        ("started", 0),
+        ("tightened", 1),
+    ]
     (fault,) = rig.live.faults
     assert "max_leverage: there is no such setting" in fault
 

@@ -109,7 +109,9 @@ def test_the_node_warns_by_the_limits_of_the_symbol_and_of_this_time_of_day() ->
     assert [(one.symbol, one.limit) for one in rule.judge(held)] == [("X", 100.0), ("Y", 10.0)]
     unknown = NodeLimitsRule(orders, registry=CollectorRegistry())
     assert [one.symbol for one in unknown.judge(held)] == ["X", "Y"], "no time zone: the tightest"
-    zero = orders.model_copy(update={"schedule": LimitScheduleSettings(sessions=(SessionStep(from_minute=0, limit_pct=0),))})
+    zero = orders.model_copy(
+        update={"schedule": LimitScheduleSettings(sessions=(SessionStep(from_minute=0, limit_pct=0),))}
+    )
     closed = NodeLimitsRule(zero, registry=CollectorRegistry(), session_clock=lambda: 1.0)
     assert {one.symbol for one in closed.judge(held)} == {None, "X", "Y"}
     assert closed.judge(snapshot()) == []

@@ -113,7 +113,11 @@ def zone_where_it_is_noon() -> str:
     return f"Etc/GMT{hours_west:+d}" if hours_west else "Etc/GMT"
 
 
-NOON = [{"from_minute": 0, "limit_pct": 10}, {"from_minute": 600, "limit_pct": 100}, {"from_minute": 900, "limit_pct": 5}]
+NOON = [
+    {"from_minute": 0, "limit_pct": 10},
+    {"from_minute": 600, "limit_pct": 100},
+    {"from_minute": 900, "limit_pct": 5},
+]
 
 
 def timed(**schedule: Any) -> dict[str, Any]:

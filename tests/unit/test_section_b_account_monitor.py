@@ -171,7 +171,7 @@ def test_the_seeds_door_takes_its_part_of_a_file_for_everybody_and_refuses_one_t
     assert monitor.limits == AccountLimits(max_daily_drawdown=0.05)
     assert monitor.state().balance == 100_000.0
     path.write_text("max_daily_drawdown: 0.05\norders: {max_inventory_us: 10.0}\n")
-    with pytest.raises(RiskFileError, match=":2: orders.max_inventory_us: there is no such setting; did you mean"):
+    with pytest.raises(RiskFileError, match=r":2: orders\.max_inventory_us: there is no such setting; did you mean"):
         RiskMonitor(None, path, 100_000.0, registry=CollectorRegistry())
 
 

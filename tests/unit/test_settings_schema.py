@@ -35,7 +35,9 @@ def properties(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], bo
 def is_number(shown: dict[str, Any]) -> bool:
     """Whether a setting is a number, or holds numbers by name or in a row."""
     inner = [shown, *shown.get("anyOf", ())]
-    inner += [part[key] for part in inner for key in ("items", "additionalProperties") if isinstance(part.get(key), dict)]
+    inner += [
+        part[key] for part in inner for key in ("items", "additionalProperties") if isinstance(part.get(key), dict)
+    ]
     return any(part.get("type") in ("number", "integer") for part in inner)
 
 
