@@ -1,9 +1,12 @@
-"""The rig's orders: a registry in memory, and fills that are the same in every run."""
+"""The rig's orders: the steps of their life, what a registry keeps, and fills that are the same in every run."""
 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Final
 
@@ -31,9 +34,12 @@ class RigOrderState(enum.StrEnum):
 LIVE: Final = frozenset({RigOrderState.ACCEPTED, RigOrderState.WORKING, RigOrderState.PARTIAL_FILL})
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class RigOrder:
-    """One order. ``filled`` and ``quantity`` are absolute; ``urgency`` is a key of :data:`FILL_RATIOS`."""
+    """One order as it stood when it was asked for.
+
+    ``filled`` and ``quantity`` are absolute; ``urgency`` is a key of :data:`FILL_RATIOS`.
+    """
 
     order_id: str
     intent_id: str
@@ -56,15 +62,82 @@ class OrderError(ValueError):
     """An order cannot do what is asked of it; the message says why."""
 
 
-class OrderRegistry:
-    """Every order, by its id, its intent, its symbol and its side. The same intent never makes two orders."""
+class RegistryUnavailable(Exception):  # noqa: N818 - said of the registry
+    """The registry did not answer, or refuses; what was asked of it may have happened."""
 
-    def __init__(self) -> None:
-        self._by_id: dict[str, RigOrder] = {}
-        self._by_intent: dict[str, RigOrder] = {}
 
-    def __len__(self) -> int:
-        return len(self._by_id)
+# -- the steps of a life: each takes an order and returns it as it is afterwards --------------------------------------
+
+
+def acknowledged(order: RigOrder) -> RigOrder:
+    """The venue has it: ACCEPTED becomes WORKING.
+
+    Raises:
+        OrderError: it is past that.
+    """
+    if order.state is not RigOrderState.ACCEPTED:
+        raise OrderError(f"{order.order_id} is {order.state}, so it cannot be acknowledged")
+    return replace(order, state=RigOrderState.WORKING)
+
+
+def filled(order: RigOrder) -> RigOrder:
+    """The part that its urgency says has filled.
+
+    Raises:
+        OrderError: it is not working.
+    """
+    if order.state is not RigOrderState.WORKING:
+        raise OrderError(f"{order.order_id} is {order.state}, so it cannot fill")
+    quantity = order.quantity * FILL_RATIOS[order.urgency]
+    state = RigOrderState.FILLED if quantity == order.quantity else RigOrderState.PARTIAL_FILL
+    return replace(order, state=state, filled=quantity)
+
+
+def cancelled(order: RigOrder) -> RigOrder:
+    """What remained is cancelled; one that was over stays as it is."""
+    return replace(order, state=RigOrderState.CANCELED) if order.state in LIVE else order
+
+
+# -- registries -------------------------------------------------------------------------------------------------------
+
+
+class OrderRegistry(ABC):
+    """Every order, by its id, its intent, its symbol and its side. The same intent never makes two orders.
+
+    May be shared by threads. What it returns are orders as they stood then; a step that somebody else has made in
+    between is never undone, because each is written only over the state that it was taken from.
+    """
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def by_id(self, order_id: str) -> RigOrder | None:
+        """Return an order as it stands."""
+
+    @abstractmethod
+    def by_intent(self, intent_id: str) -> RigOrder | None:
+        """Return the order that an intent made."""
+
+    @abstractmethod
+    def find(self, *, symbol: str | None = None, side: str | None = None, live_only: bool = False) -> list[RigOrder]:
+        """Return the orders of a symbol and a side, oldest first; all of them when neither is given."""
+
+    @abstractmethod
+    def _make(self, draft: RigOrder, replaced: RigOrder | None) -> tuple[RigOrder, bool] | None:
+        """At one instant: return the order of the draft's intent, or make it and cancel the one that it replaces.
+
+        Returns:
+            The order with its id, and whether this call made it; ``None``, and nothing was done, when the order to be
+            replaced does not stand as it did.
+
+        Raises:
+            OrderError: the registry is full; nothing was done.
+        """
+
+    @abstractmethod
+    def _change(self, before: RigOrder, after: RigOrder) -> bool:
+        """Write an order's next state over the one that it had. False, and nothing was done, when it has another."""
 
     def submit(
         self,
@@ -86,16 +159,10 @@ class OrderRegistry:
         Raises:
             OrderError: the registry is full.
         """
-        known = self._by_intent.get(intent_id)
-        if known is not None:
-            return known, False
-        if len(self._by_id) >= MAX_ORDERS:
-            raise OrderError(f"the registry holds {MAX_ORDERS} orders already")
-        order = RigOrder(f"O{len(self._by_id) + 1:05d}", intent_id, symbol, bucket, side, quantity, price, urgency)
-        if rejected:
-            order.state = RigOrderState.REJECTED
-        self._by_id[order.order_id] = self._by_intent[intent_id] = order
-        return order, True
+        state = RigOrderState.REJECTED if rejected else RigOrderState.ACCEPTED
+        made = self._make(RigOrder("", intent_id, symbol, bucket, side, quantity, price, urgency, state), None)
+        assert made is not None, "where nothing is replaced nothing can stand in the way"
+        return made
 
     def acknowledge(self, order_id: str) -> RigOrder:
         """The venue has it: ACCEPTED becomes WORKING.
@@ -103,11 +170,7 @@ class OrderRegistry:
         Raises:
             OrderError: it does not exist or is past that.
         """
-        order = self._one(order_id)
-        if order.state is not RigOrderState.ACCEPTED:
-            raise OrderError(f"{order_id} is {order.state}, so it cannot be acknowledged")
-        order.state = RigOrderState.WORKING
-        return order
+        return self._step(order_id, acknowledged)[0]
 
     def fill(self, order_id: str) -> Decimal:
         """Fill the part that its urgency says, once; return how much.
@@ -115,12 +178,7 @@ class OrderRegistry:
         Raises:
             OrderError: it does not exist or is not working.
         """
-        order = self._one(order_id)
-        if order.state is not RigOrderState.WORKING:
-            raise OrderError(f"{order_id} is {order.state}, so it cannot fill")
-        order.filled = order.quantity * FILL_RATIOS[order.urgency]
-        order.state = RigOrderState.FILLED if order.filled == order.quantity else RigOrderState.PARTIAL_FILL
-        return order.filled
+        return self._step(order_id, filled)[0].filled
 
     def cancel(self, order_id: str) -> bool:
         """Cancel what remains. False when it was over already.
@@ -128,11 +186,7 @@ class OrderRegistry:
         Raises:
             OrderError: it does not exist.
         """
-        order = self._one(order_id)
-        if order.state not in LIVE:
-            return False
-        order.state = RigOrderState.CANCELED
-        return True
+        return self._step(order_id, cancelled)[1]
 
     def replace(self, order_id: str, intent_id: str, *, quantity: Decimal, price: Decimal) -> RigOrder:
         """Cancel, have it acknowledged, and send a new order in its place.
@@ -140,37 +194,99 @@ class OrderRegistry:
         Raises:
             OrderError: it does not exist or is over: an order that has just filled must not be sent again.
         """
-        old = self._one(order_id)
-        known = self._by_intent.get(intent_id)
-        if known is not None:
-            return known
-        if not self.cancel(order_id):
-            raise OrderError(f"{order_id} is {old.state}, so it cannot be replaced")
-        new, _ = self.submit(
-            intent_id,
-            symbol=old.symbol,
-            bucket=old.bucket,
-            side=old.side,
-            quantity=quantity,
-            price=price,
-            urgency=old.urgency,
-        )
-        return self.acknowledge(new.order_id)
+        for _ in RigOrderState:
+            old = self._one(order_id)
+            known = self.by_intent(intent_id)
+            if known is not None:
+                return known
+            if old.state not in LIVE:
+                raise OrderError(f"{order_id} is {old.state}, so it cannot be replaced")
+            draft = RigOrder("", intent_id, old.symbol, old.bucket, old.side, quantity, price, old.urgency)
+            made = self._make(draft, old)
+            if made is not None:
+                new, is_new = made
+                return self.acknowledge(new.order_id) if is_new else new
+        raise _restless(order_id)
 
-    def find(self, *, symbol: str | None = None, side: str | None = None, live_only: bool = False) -> list[RigOrder]:
-        """Return the orders of a symbol and a side, oldest first; all of them when neither is given."""
-        return [
-            order
-            for order in self._by_id.values()
-            if symbol in (None, order.symbol) and side in (None, order.side) and (order.state in LIVE or not live_only)
-        ]
-
-    def by_intent(self, intent_id: str) -> RigOrder | None:
-        """Return the order that an intent made."""
-        return self._by_intent.get(intent_id)
+    def _step(self, order_id: str, step: Callable[[RigOrder], RigOrder]) -> tuple[RigOrder, bool]:
+        """Take an order one step on from where it stands; return it, and whether anything changed."""
+        # A life goes through each state once at most, so nobody can be in the way more often than that.
+        for _ in RigOrderState:
+            before = self._one(order_id)
+            after = step(before)
+            if after == before:
+                return before, False
+            if self._change(before, after):
+                return after, True
+        raise _restless(order_id)
 
     def _one(self, order_id: str) -> RigOrder:
-        order = self._by_id.get(order_id)
+        order = self.by_id(order_id)
         if order is None:
             raise OrderError(f"there is no order {order_id}")
         return order
+
+
+class MemoryOrderRegistry(OrderRegistry):
+    """A registry that ends with its process."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, RigOrder] = {}
+        self._ids: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def by_id(self, order_id: str) -> RigOrder | None:
+        return self._by_id.get(order_id)
+
+    def by_intent(self, intent_id: str) -> RigOrder | None:
+        order_id = self._ids.get(intent_id)
+        return None if order_id is None else self._by_id[order_id]
+
+    def find(self, *, symbol: str | None = None, side: str | None = None, live_only: bool = False) -> list[RigOrder]:
+        with self._lock:
+            orders = list(self._by_id.values())
+        return [
+            order
+            for order in orders
+            if symbol in (None, order.symbol) and side in (None, order.side) and (order.state in LIVE or not live_only)
+        ]
+
+    def _make(self, draft: RigOrder, replaced: RigOrder | None) -> tuple[RigOrder, bool] | None:
+        with self._lock:
+            known = self._ids.get(draft.intent_id)
+            if known is not None:
+                return self._by_id[known], False
+            if replaced is not None and self._by_id[replaced.order_id] != replaced:
+                return None
+            if len(self._by_id) >= MAX_ORDERS:
+                raise registry_full()
+            order = replace(draft, order_id=order_id_of(len(self._by_id) + 1))
+            if replaced is not None:
+                self._by_id[replaced.order_id] = cancelled(replaced)
+            self._by_id[order.order_id] = order
+            self._ids[order.intent_id] = order.order_id
+            return order, True
+
+    def _change(self, before: RigOrder, after: RigOrder) -> bool:
+        with self._lock:
+            if self._by_id[before.order_id] != before:
+                return False
+            self._by_id[before.order_id] = after
+            return True
+
+
+def order_id_of(number: int) -> str:
+    """The id of the order that came as the ``number``-th."""
+    return f"O{number:05d}"
+
+
+def registry_full() -> OrderError:
+    """What a registry says that takes no more."""
+    return OrderError(f"the registry holds {MAX_ORDERS} orders already")
+
+
+def _restless(order_id: str) -> OrderError:
+    return OrderError(f"{order_id} was changed by somebody else at every attempt, against the order of its states")

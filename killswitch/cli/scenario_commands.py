@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import logging
 import textwrap
+from typing import TYPE_CHECKING
 
 import click
 
-from killswitch.cli.context import EXIT_ERROR, EXIT_USAGE, CommandContext, CommandError, configure_logging, talk
+from killswitch.cli.context import (
+    EXIT_ERROR,
+    EXIT_STORE_UNAVAILABLE,
+    EXIT_USAGE,
+    CommandContext,
+    CommandError,
+    configure_logging,
+    talk,
+)
+
+if TYPE_CHECKING:
+    from agents.scenarios.rig import RigRun
 
 SCENARIOS = {
     "risk-monitor": "Limits and an edge collapse on one RuntimeRiskMonitor; byte for byte the same with "
@@ -82,19 +94,24 @@ def risk_monitor() -> None:
 
 @scenario.command(help=SCENARIOS["rig"])
 @click.argument("name", default="all")
+@click.option(
+    "--registry",
+    metavar="URL",
+    help="Where the orders are kept, redis://HOST:PORT/DB, under a prefix of their own; in memory unless it is given.",
+)
+@click.option("--keep-orders", is_flag=True, help="Leave the orders in that Redis; otherwise they are removed.")
 @click.pass_obj
-def rig(context: CommandContext, name: str) -> None:
+def rig(context: CommandContext, *, name: str, registry: str | None, keep_orders: bool) -> None:
     import structlog  # noqa: PLC0415 - only when used
 
-    from agents.scenarios.rig import play_all, report  # noqa: PLC0415 - only when used
+    from agents.scenarios.rig import report  # noqa: PLC0415 - only when used
 
     configure_logging("warning")
     # A rehearsal's modes are its report; on stderr only what went wrong.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    try:
-        runs = play_all(name)
-    except ValueError as error:
-        raise CommandError(str(error), EXIT_USAGE) from error
+    if keep_orders and registry is None:
+        raise CommandError("--keep-orders keeps them in a Redis; name it with --registry redis://HOST:PORT", EXIT_USAGE)
+    runs = _rig_runs(name, registry, keep=keep_orders)
     if context.wants_json:
         click.echo(report(runs), nl=False)
     else:
@@ -106,6 +123,26 @@ def rig(context: CommandContext, name: str) -> None:
                     click.echo(_failed(f"{check.what}: expected {check.expected!r}, was {check.actual!r}"))
     if any(run.verdict != "OK" for run in runs):
         raise click.exceptions.Exit(EXIT_ERROR)
+
+
+def _rig_runs(name: str, registry: str | None, *, keep: bool) -> list[RigRun]:
+    from agents.scenarios.rig import play_all  # noqa: PLC0415 - only when used
+    from agents.scenarios.rig_orders import RegistryUnavailable  # noqa: PLC0415 - as above
+
+    try:
+        if registry is None:
+            return play_all(name)
+        from agents.scenarios.redis_order_registry import RedisRegistries  # noqa: PLC0415 - loads the client of Redis
+
+        with RedisRegistries(registry, keep=keep) as registries:
+            runs = play_all(name, registries.make)
+            if keep:
+                talk(f"the orders are kept in {registries.address}, below {{{registries.prefix}:1}} and so on")
+            return runs
+    except ValueError as error:
+        raise CommandError(str(error), EXIT_USAGE) from error
+    except RegistryUnavailable as error:
+        raise CommandError(str(error), EXIT_STORE_UNAVAILABLE) from error
 
 
 @scenario.command(help=SCENARIOS["chaos"])

@@ -1,9 +1,8 @@
-"""The rig: scenarios A to E, their report, their command, and the order registry under them."""
+"""The rig: scenarios A to E, their report and their command."""
 
 from __future__ import annotations
 
 import json
-from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from structlog.testing import capture_logs
 from agents.risk import policy_table
 from agents.risk.policy_table import PolicyDecisionTable, PolicyMode
 from agents.scenarios import rig
-from agents.scenarios.rig_orders import OrderError, OrderRegistry, RigOrder, RigOrderState
+from agents.scenarios.rig_orders import OrderRegistry, RegistryUnavailable
 from killswitch.cli import cli
 
 
@@ -78,6 +77,14 @@ def test_a_run_that_breaks_off_has_failed(monkeypatch: pytest.MonkeyPatch) -> No
     assert (run.verdict, run.checks[-1].actual) == ("FAILED", "broke off: RuntimeError('no plan')")
 
 
+def test_a_run_whose_orders_cannot_be_kept_has_neither_passed_nor_failed() -> None:
+    def away() -> OrderRegistry:
+        raise RegistryUnavailable("nobody answers")
+
+    with pytest.raises(RegistryUnavailable, match="nobody answers"):
+        rig.play_all("A", away)
+
+
 # ---- the command
 
 
@@ -109,75 +116,25 @@ def test_the_scenario_is_listed() -> None:
     assert "\nrig  " in CliRunner().invoke(cli, ["scenario", "list"]).stdout
 
 
-# ---- the registry
-
-
-def submit(registry: OrderRegistry, intent: str, **changes: Any) -> tuple[RigOrder, bool]:
-    given: dict[str, Any] = {
-        "symbol": "AAA",
-        "bucket": "LT",
-        "side": "buy",
-        "quantity": Decimal(10),
-        "price": Decimal(5),
-        "urgency": "resting",
-    }
-    return registry.submit(intent, **{**given, **changes})
-
-
-def test_the_same_intent_never_makes_two_orders() -> None:
-    registry = OrderRegistry()
-    first, is_new = submit(registry, "i")
-    again, is_new_again = submit(registry, "i", symbol="BBB")
-    assert (is_new, is_new_again, len(registry)) == (True, False, 1)
-    assert again is first is registry.by_intent("i")
-    registry.cancel(first.order_id)
-    assert submit(registry, "i") == (first, False)  # not after it is over either
-
-
 @pytest.mark.parametrize(
-    ("urgency", "filled", "state"),
-    [("cross_spread", "10", "FILLED"), ("near_last", "9", "PARTIAL_FILL"), ("resting", "5", "PARTIAL_FILL")],
+    ("words", "exit_code", "says"),
+    [
+        (
+            ["--registry", "redis://ann:hunter2@127.0.0.1:1"],
+            4,
+            "order registry at redis://127.0.0.1:1 was asked",
+        ),
+        (["--registry", "etcd://127.0.0.1:1"], 2, "kept in one Redis: write redis://HOST:PORT/DB, not etcd://"),
+        (["--registry", "redis://127.0.0.1:1/orders"], 2, "'/orders' names no database of Redis"),
+        (["--registry", "redis://127.0.0.1:1?wait_replicas=1"], 2, "takes neither wait_replicas nor server_name"),
+        (["--registry", "nonsense"], 2, "begins with a scheme"),
+        (["--keep-orders"], 2, "name it with --registry redis://HOST:PORT"),
+    ],
 )
-def test_fills_are_the_same_in_every_run(urgency: str, filled: str, state: str) -> None:
-    registry = OrderRegistry()
-    order, _ = submit(registry, "i", urgency=urgency)
-    assert order.state is RigOrderState.ACCEPTED
-    registry.acknowledge(order.order_id)
-    assert order.state is RigOrderState.WORKING
-    assert registry.fill(order.order_id) == Decimal(filled)
-    assert (order.state.value, order.remaining) == (state, 10 - Decimal(filled))
-    with pytest.raises(OrderError, match="cannot fill"):
-        registry.fill(order.order_id)
-
-
-def test_a_cancel_of_what_is_over_says_so_and_of_what_never_was_is_an_error() -> None:
-    registry = OrderRegistry()
-    order, _ = submit(registry, "i", rejected=True)
-    assert (order.state, order.remaining) == (RigOrderState.REJECTED, 0)
-    assert not registry.cancel(order.order_id)
-    with pytest.raises(OrderError, match="no order"):
-        registry.cancel("O99999")
-    with pytest.raises(OrderError, match="cannot be acknowledged"):
-        registry.acknowledge(order.order_id)
-
-
-def test_a_replace_is_cancel_ack_and_a_new_order() -> None:
-    registry = OrderRegistry()
-    order, _ = submit(registry, "i")
-    registry.acknowledge(order.order_id)
-    new = registry.replace(order.order_id, "j", quantity=Decimal(4), price=Decimal(6))
-    assert (order.state, new.state, new.quantity) == (RigOrderState.CANCELED, RigOrderState.WORKING, 4)
-    assert registry.replace(order.order_id, "j", quantity=Decimal(4), price=Decimal(6)) is new
-    with pytest.raises(OrderError, match="cannot be replaced"):
-        registry.replace(order.order_id, "k", quantity=Decimal(4), price=Decimal(6))
-    assert registry.find(symbol="AAA", live_only=True) == [new]
-    assert registry.find(side="sell") == []
-    assert len(registry.find()) == 2
-
-
-def test_the_registry_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agents.scenarios.rig_orders.MAX_ORDERS", 1)
-    registry = OrderRegistry()
-    submit(registry, "i")
-    with pytest.raises(OrderError, match="1 orders"):
-        submit(registry, "j")
+def test_a_registry_that_cannot_be_had_is_a_sentence_and_no_verdict(
+    words: list[str], exit_code: int, says: str
+) -> None:
+    done = CliRunner().invoke(cli, ["scenario", "rig", *words])
+    assert (done.exit_code, done.stdout) == (exit_code, "")
+    assert says in done.stderr
+    assert "hunter2" not in done.stderr

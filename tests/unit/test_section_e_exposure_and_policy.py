@@ -30,7 +30,7 @@ from agents.risk import (
     restriction_of,
 )
 from agents.scenarios import rig
-from agents.scenarios.rig_orders import FILL_RATIOS, OrderRegistry, RigOrderState
+from agents.scenarios.rig_orders import FILL_RATIOS, MemoryOrderRegistry, RigOrderState
 from killswitch.core.modes import Mode
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # between the calendar library and pandas
@@ -228,7 +228,10 @@ def test_fills_are_deterministic() -> None:
 
 
 def test_the_life_of_an_order_and_the_registry() -> None:
-    """ACCEPTED -> WORKING -> PARTIAL_FILL -> FILLED / CANCELED / REJECTED; the same intent never makes two orders."""
+    """ACCEPTED -> WORKING -> PARTIAL_FILL -> FILLED / CANCELED / REJECTED; the same intent never makes two orders.
+
+    In Redis by order id, intent id, symbol and side: ``tests/conformance/test_order_registry.py``, for both registries.
+    """
     assert [state.value for state in RigOrderState] == [
         "ACCEPTED",
         "WORKING",
@@ -237,22 +240,24 @@ def test_the_life_of_an_order_and_the_registry() -> None:
         "CANCELED",
         "REJECTED",
     ]
-    registry = OrderRegistry()
+    registry = MemoryOrderRegistry()
     given: dict[str, Any] = {"symbol": "A", "bucket": "LT", "side": "buy", "quantity": Decimal(1), "price": Decimal(1)}
     order, _ = registry.submit("intent", urgency="resting", **given)
     assert registry.submit("intent", urgency="resting", **given) == (order, False)
     assert registry.find(symbol="A", side="buy") == [order]
-    assert registry.by_intent("intent") is order
+    assert registry.by_intent("intent") == registry.by_id(order.order_id) == order
     assert registry.find(symbol="A", side="sell") == registry.find(symbol="B") == []
 
 
 def test_a_cancel_and_a_replace_which_is_cancel_ack_new() -> None:
-    registry = OrderRegistry()
+    registry = MemoryOrderRegistry()
     given: dict[str, Any] = {"symbol": "A", "bucket": "LT", "side": "buy", "quantity": Decimal(1), "price": Decimal(1)}
     first, _ = registry.submit("one", urgency="resting", **given)
     registry.acknowledge(first.order_id)
     second = registry.replace(first.order_id, "two", quantity=Decimal(2), price=Decimal(3))
-    assert (first.state, second.state) == (RigOrderState.CANCELED, RigOrderState.WORKING)
+    replaced = registry.by_id(first.order_id)
+    assert replaced is not None
+    assert (replaced.state, second.state) == (RigOrderState.CANCELED, RigOrderState.WORKING)
     assert (second.quantity, second.price, second.order_id != first.order_id) == (2, 3, True)
     assert registry.cancel(second.order_id)
     assert registry.find(live_only=True) == []
