@@ -96,6 +96,7 @@ class RouterLink:
         self._closing = threading.Event()
         self._connected = threading.Event()
         self._outbox: queue.Queue[bytes] = queue.Queue(CONTROL_QUEUE_MAX)
+        self._send_lock = threading.Lock()
         self._write_lock = threading.Lock()
         self._report_lock = threading.Lock()
         self._report: Exposure | None = None
@@ -241,7 +242,14 @@ class RouterLink:
                 self._send_waiting()
 
     def _send_waiting(self) -> None:
-        """Send the latest report and all that waits; what cannot be sent waits for the next connection."""
+        """Send the latest report and all that waits; what cannot be sent waits for the next connection.
+
+        When this returns, what was left to be sent before it was called is on its way: the goodbye relies on that.
+        """
+        with self._send_lock:
+            self._send_in_order()
+
+    def _send_in_order(self) -> None:
         with self._report_lock:
             report, self._report = self._report, None
         if report is not None and not self._write_report(report):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import socket
@@ -39,6 +40,7 @@ class AgentEnd:
         self.book = book or RouterBook()
         self.freezes: list[FreezeRequest] = []
         self.exposures: list[Exposure] = []
+        self.answers: list[CancelResult] = []
         self.stop: tuple[int, Sequence[StopCause]] = (1, [])
         self.open()
 
@@ -50,11 +52,15 @@ class AgentEnd:
             book=self.book,
             events=LinkEvents(
                 on_exposure=lambda _, exposure: self.exposures.append(exposure),
-                on_answer=lambda _: None,
+                on_answer=self._keep_answer,
                 on_freeze=self.freezes.append,
                 current_stop=lambda: self.stop,
             ),
         )
+
+    def _keep_answer(self, router: str) -> None:
+        """Keep every answer: the book has the newest of each router alone."""
+        self.answers += [state.result for state in self.book.states() if state.router == router and state.result]
 
     def presence(self, router: str) -> RouterPresence | None:
         return next((state.presence for state in self.book.states() if state.router == router), None)
@@ -178,7 +184,7 @@ def test_what_is_left_open_is_cancelled_again_until_it_is_gone(
     freeze = Freeze("f1", Scope(), Mode.FROZEN, "manual", "a test", "operator:test", "now")
     writer.update([freeze], epoch=3, permit_deadline_ns=now_ns() + 60 * SECOND_NS)
     agent.server.push_stop(3, [stop_cause()])
-    wait_until(lambda: any(s.result is not None and s.result.open == 1 for s in agent.book.states()), what="one open")
+    wait_until(lambda: any(answer.open == 1 for answer in agent.answers), what="one open")
     wait_until(lambda: answer_of(agent.book.states(), 3).open == 0, what="the last order to go")
     assert answer_of(agent.book.states(), 3).cancelled == 3
 
@@ -346,6 +352,30 @@ def test_a_goodbye_is_not_a_loss(agent: AgentEnd, make_link: Callable[..., Route
     link = make_link(Trader())
     wait_until(lambda: link.connected, what="the welcome")
     link.report(Exposure(holdings={"BTC": Holding(2.0, 10.0)}))
+    link.close()
+    wait_until(lambda: agent.presence("r1") is RouterPresence.ENDED, what="the goodbye")
+    assert exposure_of(agent.book.states()).net_usd == 20.0
+
+
+def test_a_goodbye_does_not_overtake_the_last_report(
+    agent: AgentEnd, make_link: Callable[..., RouterLink], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PROOF, NOT HOPE: what a router held when it ended is what it reported last, be it sent in that very moment."""
+    link = make_link(Trader())
+    wait_until(lambda: link.connected, what="the welcome")
+    taken = threading.Event()
+    write_report = link._write_report
+
+    def write_report_late(report: Exposure) -> bool:
+        taken.set()
+        # A goodbye that does not wait for this report ends the connection meanwhile.
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda: not link.connected, within_s=0.5)
+        return write_report(report)
+
+    monkeypatch.setattr(link, "_write_report", write_report_late)
+    link.report(Exposure(holdings={"BTC": Holding(2.0, 10.0)}))
+    assert taken.wait(10.0)
     link.close()
     wait_until(lambda: agent.presence("r1") is RouterPresence.ENDED, what="the goodbye")
     assert exposure_of(agent.book.states()).net_usd == 20.0
