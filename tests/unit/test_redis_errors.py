@@ -433,11 +433,12 @@ def test_a_subscription_that_falls_silent_is_noticed_although_questions_are_answ
     ):
         store.watch("", lambda _: None, lambda: gaps.append(None))
         wait_until(lambda: server.requests.count(b"PING") >= 3, what="signs of life being asked for")
-        assert len(gaps) == 1
+        # A stall of this machine is a silence, too, and costs a gap.
+        gaps_before = len(gaps)
         server.ping = NOTHING
         wait_until(lambda: any(line["event"] == "watch silent" for line in logs), what="the silence being noticed")
         server.ping = PONG
-        wait_until(lambda: len(gaps) >= 2, what="another subscription")
+        wait_until(lambda: len(gaps) > gaps_before, what="another subscription")
 
 
 @pytest.mark.parametrize(
