@@ -115,8 +115,8 @@ def test_another_server_takes_over_from_a_killed_or_hanging_primary(
         assert after.value == b"after"
         assert after.version > before
         observer.wait_for_gap(after=gaps_before)
-        store.commit({}, {f"{at}k": b"later"})
-        observer.wait_for(f"{at}k", b"later")
+        # Not all Sentinels may name the new one yet, and the watch changes over again when it believes one of those.
+        observer.hears(store, f"{at}k", b"later", within_s=FAILOVER_WITHIN_S)
 
 
 def test_a_write_that_no_replica_had_is_lost_at_failover_and_its_version_never_comes_again(
@@ -179,13 +179,15 @@ def test_a_cut_off_primary_answers_no_fenced_read_once_another_has_taken_over(gr
 def test_with_its_replicas_away_a_primary_confirms_nothing(group: SentinelRig, at: str) -> None:
     """Writes are OutcomeUnknown, reads and keep-alives StoreUnavailable, and all say why; then all is well again."""
     old = group.primary()
-    with group.open() as store, group.open(request_timeout_ms=TIMEOUT_MS) as hasty:
+    # Replicas get half of it, and Redis tells up to 145 ms late that they did not confirm.
+    timeout_ms = 2_000
+    with group.open() as store, group.open(request_timeout_ms=timeout_ms) as hasty:
         lease = hasty.hold(f"{at}held", b"v", 60_000)
         group.signal("STOP", *(port for port in group.servers if port != old))
         started_s = time.monotonic()
         with pytest.raises(OutcomeUnknown, match=r"0 of the 1 replicas asked for have confirmed.*may have happened"):
             hasty.commit({}, {f"{at}k": b"v"})
-        assert time.monotonic() - started_s < TIMEOUT_MS / 1_000 + NOTICE_S
+        assert time.monotonic() - started_s < timeout_ms / 1_000 + NOTICE_S
         with pytest.raises(OutcomeUnknown):
             hasty.hold(f"{at}other", b"v", 60_000)
         with pytest.raises(StoreUnavailable):
@@ -215,15 +217,7 @@ def test_a_watch_leaves_a_primary_that_was_deposed_without_knowing(
         wait_for_failover(group, old)
         observer.wait_for_gap(after=gaps_before)
         with group.open() as store:
-            # What was written while the watch changed over is covered by its gap, so it is written again.
-            wait_until(
-                lambda: (
-                    succeeds(lambda: store.commit({}, {f"{at}flag": b"frozen"}))()
-                    and observer.newest(f"{at}flag") is not None
-                ),
-                within_s=FAILOVER_WITHIN_S,
-                what="the watch saying what was committed at the new primary",
-            )
+            observer.hears(store, f"{at}flag", b"frozen", within_s=FAILOVER_WITHIN_S)
 
 
 def test_a_replica_answers_nothing(group: SentinelRig, at: str) -> None:
@@ -284,11 +278,10 @@ def test_a_second_sentinel_answers_in_place_of_a_dead_or_mute_one(
         for call in calls.values():
             with open_impatient_redis(url, request_timeout_ms=4_000) as store:
                 call(store)
-        with open_impatient_redis(url, request_timeout_ms=4_000) as store:
+        with open_impatient_redis(url, request_timeout_ms=4_000, alive_every_ms=500) as store:
             store.watch(at, observer.on_change, observer.on_gap)
             observer.wait_for_gap()
-            store.commit({}, {f"{at}seen": b"v"})
-            observer.wait_for(f"{at}seen", b"v")
+            observer.hears(store, f"{at}seen", b"v")
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -73,7 +73,7 @@ class ContainerServer:
 
     def __init__(self, container: DockerContainer, *, data: str | None = None) -> None:
         self._data = data_directory() if data is not None else None
-        if self._data is not None:
+        if data is not None and self._data is not None:
             container = container.with_volume_mapping(self._data.name, data, "rw")
         self._container = container
         try:

@@ -23,6 +23,7 @@ MEMBERS = 3
 HEARTBEAT_MS = 50
 ELECTION_TIMEOUT_MS = 500
 ANSWERS_WITHIN_S = 1.0
+ALIVE_EVERY_MS = 500
 
 
 @contextlib.contextmanager
@@ -124,7 +125,9 @@ class EtcdCluster:
 
     def open(self, *servers: str, request_timeout_ms: int = 2_000) -> EtcdStore:
         """A client of these members, or of all."""
-        return open_impatient_etcd(*(servers or self.servers), request_timeout_ms=request_timeout_ms)
+        return open_impatient_etcd(
+            *(servers or self.servers), request_timeout_ms=request_timeout_ms, alive_every_ms=ALIVE_EVERY_MS
+        )
 
     def status(self, number: int) -> Any:
         """What a member says of itself, ``None`` when it says nothing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from killswitch.stores import Entry
+from killswitch.stores import Entry, OutcomeUnknown, Store, StoreUnavailable
 from tests.waiting import wait_until
 
 
@@ -59,6 +59,30 @@ class Observer:
         entry = wait_until(arrived, within_s=within_s, what=f"the watch saying that {key} is {value!r}")
         assert entry is not None
         return entry
+
+    def hears(self, store: Store, key: str, value: bytes, *, within_s: float = 20.0) -> Entry:
+        """Have ``store`` write a key, and wait until the watch tells it.
+
+        A watch that changes over, be it for a stall of this machine, tells of a gap in place of what was written
+        meanwhile. So after a gap the key is written again; without one it has to be told.
+        """
+
+        def told() -> Entry | None:
+            gaps_before = self.gaps
+            try:
+                written = Entry(key, value, store.commit({}, {key: value}))
+            except (StoreUnavailable, OutcomeUnknown):
+                return None
+            wait_until(
+                lambda: self.newest(key) == written or self.gaps > gaps_before,
+                within_s=within_s,
+                what=f"the watch saying {written}, or a gap",
+            )
+            return written if self.newest(key) == written else None
+
+        heard = wait_until(told, within_s=within_s, what=f"the watch saying {key}, written again after each gap")
+        assert heard is not None
+        return heard
 
     def wait_for_entry(self, entry: Entry, *, within_s: float = 20.0) -> None:
         """Wait until the newest that was said about a key is this very entry: a value may come twice, a version not."""

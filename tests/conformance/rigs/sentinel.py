@@ -39,12 +39,10 @@ class SentinelRig(ContainerServer):
     def __init__(self, image: str) -> None:
         self.servers = [free_port() for _ in range(3)]
         self.sentinels = [free_port() for _ in range(3)]
-        container = (
-            DockerContainer(image).with_command("sleep infinity").with_kwargs(cap_add=["NET_ADMIN"], tmpfs={"/tmp": ""})
-        )
+        container = DockerContainer(image).with_command("sleep infinity").with_kwargs(cap_add=["NET_ADMIN"])
         for port in (*self.servers, *self.sentinels):
             container = container.with_bind_ports(port, port)
-        super().__init__(container)
+        super().__init__(container, data="/tmp")
         try:
             self.exec("ip", "rule", "add", "pref", str(LOCAL_PREFERENCE), "lookup", "local")
             self.exec("ip", "rule", "del", "pref", "0")

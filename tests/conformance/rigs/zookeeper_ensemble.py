@@ -67,7 +67,7 @@ class ZooKeeperEnsemble:
         """The same, beginning with one of them."""
         return [*self.servers[first:], *self.servers[:first]]
 
-    def open(self, *servers: str, request_timeout_ms: int = 2_000, alive_every_ms: int = 200) -> ZooKeeperStore:
+    def open(self, *servers: str, request_timeout_ms: int = 2_000, alive_every_ms: int = 500) -> ZooKeeperStore:
         """A client of these members, or of all."""
         return open_zookeeper(
             *(servers or self.servers), request_timeout_ms=request_timeout_ms, alive_every_ms=alive_every_ms
