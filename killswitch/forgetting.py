@@ -9,18 +9,18 @@ cannot reach the store has lost its permit by then, and one that can would have 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from killswitch.cluster import Cluster, Committed, read_of_node
+from killswitch.cluster import Cluster, Committed, NotInitialised, read_of_node
 from killswitch.core.canonical import canonical_json
 from killswitch.core.flag import FORGOTTEN_MAX_BYTES, Change, Flag, FlagError
 from killswitch.core.flag import forget as forget_change
 from killswitch.core.permit import NANOSECONDS_PER_MS, expiry_bound_ms
 from killswitch.records import AckRecord, HistoryRecord, LiveRecord, NodeRecord, Record, ReportRecord, UnreadableRecord
 from killswitch.records import json_values as values_of
-from killswitch.stores.port import Conflict, Entry, OutcomeUnknown
+from killswitch.stores.port import Conflict, Entry, OutcomeUnknown, StoreError
 
 FAMILIES: Mapping[str, type[Record]] = {"nodes": NodeRecord, "reports": ReportRecord, "acks": AckRecord}
 """What the store keeps of a node that is not alive."""
@@ -37,6 +37,14 @@ PARTS_LEFT_OUT = ((), ("routers",), ("routers", "holdings"))
 
 class NotForgotten(FlagError):  # noqa: N818 - said of the node
     """The node must not be taken out of the books, or not yet; nothing was changed."""
+
+
+class UnknownNode(NotForgotten):
+    """The store knows nothing of such a node."""
+
+
+class PartlyForgotten(Exception):  # noqa: N818 - said of the node
+    """Some stores have taken the node out of their books and others have not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +96,8 @@ def look(cluster: Cluster, node: str) -> Remains:
     """Look for what is left of a node, and refuse one that is alive or was never there.
 
     Raises:
-        NotForgotten: its agent holds a lease, or the store knows nothing of such a node.
+        NotForgotten: its agent holds a lease.
+        UnknownNode: the store knows nothing of such a node.
         StoreError: the store did not answer or refuses.
     """
     live = cluster.store.read(cluster.keys.under("live", node))
@@ -100,7 +109,7 @@ def look(cluster: Cluster, node: str) -> Remains:
     entries = {family: cluster.store.read(cluster.keys.under(family, node)) for family in FAMILIES}
     looked_ns = cluster.clock()
     if not any(entries.values()):
-        raise NotForgotten(
+        raise UnknownNode(
             f"cluster {cluster.name!r} knows no node {node!r}: `killswitch nodes` shows those that it knows; nothing "
             "was forgotten"
         )
@@ -113,6 +122,59 @@ def look(cluster: Cluster, node: str) -> Remains:
         permit_ttl_ms=permit_ttl_ms,
         wait_ms=expiry_bound_ms(counted_ms, cluster.timing.clock_rate_ratio),
     )
+
+
+def look_in_all(clusters: Sequence[Cluster], node: str) -> list[tuple[Cluster, Remains]]:
+    """Look for a node in every store of a cluster; return what each holds that knows it.
+
+    Raises:
+        NotForgotten: in one of them its agent holds a lease.
+        UnknownNode: none of them knows such a node.
+        NotInitialised, UnreadableRecord: one has no flag to go by.
+        StoreError: one did not answer or refuses.
+    """
+    found: list[tuple[Cluster, Remains]] = []
+    unknown: list[UnknownNode] = []
+    for cluster in clusters:
+        cluster.read_flag()  # without a flag that can be read nothing is asked and nothing happens
+        try:
+            found.append((cluster, look(cluster, node)))
+        except UnknownNode as error:
+            unknown.append(error)
+    if not found:
+        raise unknown[0]
+    return found
+
+
+def forget_in_all(found: Sequence[tuple[Cluster, Remains]], *, actor: str, reason: str) -> list[Committed]:
+    """Take the node out of the books of every store that knows it, one after the other, each as :func:`forget` does.
+
+    Raises:
+        PartlyForgotten: a store failed after another had forgotten; says what to run.
+        NotForgotten, Conflict, StoreError and the like: as :func:`forget`, of the first store; nothing was forgotten.
+    """
+    done: list[Committed] = []
+    for cluster, remains in found if len(found) > 1 else ():
+        # While it was waited for, in any of them: then none forgets.
+        _raise_if_it_shows_itself(cluster, remains)
+    for cluster, remains in found:
+        try:
+            done.append(forget(cluster, remains, actor=actor, reason=reason))
+        except (FlagError, NotInitialised, UnreadableRecord, StoreError) as error:
+            if not done:
+                raise
+            where = ", ".join(before.store.address for before, _ in found[: len(done)])
+            again = " and ".join(command_for(after, remains.node) for after, _ in found[len(done) :])
+            raise PartlyForgotten(
+                f"node {remains.node!r} was forgotten in {where}, but NOT in {cluster.store.address} ({error}), and "
+                f"stays in every certificate until it is: look at `killswitch nodes`, then run {again}"
+            ) from error
+    return done
+
+
+def command_for(cluster: Cluster, node: str) -> str:
+    """What to type to forget a node in one store of a cluster alone."""
+    return f"`killswitch --store {cluster.store.address} --cluster {cluster.name} nodes forget {node}`"
 
 
 def wait_left_ms(cluster: Cluster, remains: Remains) -> float:

@@ -161,24 +161,26 @@ def sentence_errors() -> Iterator[None]:
     except (click.ClickException, click.exceptions.Exit, click.Abort):
         raise
     except Exception as error:
-        code = _exit_code(error)
+        code = exit_code_of(error)
         if code is None:
             raise
         raise CommandError(str(error), code) from error
 
 
-def _exit_code(error: Exception) -> int | None:
+def exit_code_of(error: Exception) -> int | None:
     """Return the exit code of an expected fault, ``None`` for a bug."""
     from killswitch.cluster import AlreadyInitialised, FreezeNotCommitted, NotInitialised  # noqa: PLC0415 - on a fault
     from killswitch.cluster_set import PartlyReleased  # noqa: PLC0415 - on a fault only
     from killswitch.config import ConfigError  # noqa: PLC0415 - on a fault only
     from killswitch.core.flag import FlagError  # noqa: PLC0415 - on a fault only
+    from killswitch.forgetting import PartlyForgotten  # noqa: PLC0415 - on a fault only
     from killswitch.gate import GateError, GateOwned  # noqa: PLC0415 - on a fault only
     from killswitch.records import UnreadableRecord  # noqa: PLC0415 - on a fault only
     from killswitch.stores import Conflict, OutcomeUnknown, StoreError, StoreUnavailable  # noqa: PLC0415 - on a fault
 
     ranked: tuple[tuple[type[Exception] | tuple[type[Exception], ...], int], ...] = (
-        ((StoreUnavailable, OutcomeUnknown, FreezeNotCommitted, PartlyReleased), EXIT_STORE_UNAVAILABLE),
+        ((StoreUnavailable, OutcomeUnknown, FreezeNotCommitted), EXIT_STORE_UNAVAILABLE),
+        ((PartlyReleased, PartlyForgotten), EXIT_STORE_UNAVAILABLE),
         ((Conflict, FlagError, AlreadyInitialised, GateOwned), EXIT_CONFLICT),
         (ConfigError, EXIT_USAGE),
         ((NotInitialised, UnreadableRecord, StoreError, GateError), EXIT_ERROR),

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from killswitch.cli.context import EXIT_ERROR, EXIT_USAGE, CommandContext, CommandError, operator_name, talk
+from killswitch.cli.context import (
+    EXIT_ERROR,
+    EXIT_USAGE,
+    CommandContext,
+    CommandError,
+    exit_code_of,
+    operator_name,
+    talk,
+)
 
 if TYPE_CHECKING:
     from killswitch.cluster import Cluster
+    from killswitch.cluster_set import ClusterSet
     from killswitch.forgetting import Remains
 
 WAIT_STEP_S = 0.1
@@ -26,40 +35,65 @@ def forget(context: CommandContext, *, node: str, reason: str, yes: bool) -> Non
     """Take a lost node out of the books: what it last held counts no more, and no certificate names it.
 
     It cancels nothing: ask the venue first. Shows what will be forgotten and asks, or takes --yes; waits until no
-    permit of the node can be left. The history keeps all that was known. Exits 5 when the node is alive, shows itself
+    permit of the node can be left. With several stores it forgets in each that knows the node, and in none while one
+    of them does not answer. The history keeps all that was known. Exits 5 when the node is alive, shows itself
     meanwhile, or is unknown; nothing is forgotten then.
     """
-    from killswitch.forgetting import forget as forget_node  # noqa: PLC0415 - loads the store's client
-    from killswitch.forgetting import look  # noqa: PLC0415 - as above
+    from killswitch.forgetting import forget_in_all  # noqa: PLC0415 - loads the store's client
 
-    with context.cluster() as cluster:
-        cluster.read_flag()  # without a flag that can be read nothing is asked and nothing happens
-        remains = look(cluster, node)
-        account = remains.account()
-        _show(account)
-        _confirm(cluster, node, yes=yes)
-        _wait_until_no_permit_is_left(cluster, remains)
-        committed = forget_node(cluster, remains, actor=operator_name(), reason=reason)
-        flag = committed.flag
-        if context.wants_json:
-            body = {
-                "cluster": cluster.name,
-                "node": node,
-                "epoch": flag.epoch,
-                "mode": flag.mode.name,
-                "reason": reason,
-                "history_hash": flag.head,
+    with context.clusters() as stores:
+        found = _look(stores, node)
+        accounts = [remains.account() for _, remains in found]
+        places = [f" in {cluster.store.address}" if len(stores.clusters) > 1 else "" for cluster, _ in found]
+        for place, account in zip(places, accounts, strict=True):
+            _show(account, place)
+        _confirm(stores, node, yes=yes)
+        _wait_until_no_permit_is_left(found)
+        committed = forget_in_all(found, actor=operator_name(), reason=reason)
+        if not context.wants_json:
+            for place, done in zip(places, committed, strict=True):
+                at = f"at epoch {done.flag.epoch}"
+                click.echo(f"forgotten{place}: node {node} {at}; its last report is in the history")
+            return
+        entries = [
+            {
+                "store": cluster.store.address,
+                "epoch": done.flag.epoch,
+                "mode": done.flag.mode.name,
+                "history_hash": done.flag.head,
                 "forgotten": account,
             }
-            context.emit_json("forget", body)
-        else:
-            click.echo(f"forgotten: node {node} at epoch {flag.epoch}; its last report is in the history")
+            for (cluster, _), done, account in zip(found, committed, accounts, strict=True)
+        ]
+        first = {name: value for name, value in entries[0].items() if name != "store"}
+        body: dict[str, Any] = {"cluster": stores.name, "node": node, "reason": reason, **first}
+        if len(stores.clusters) > 1:
+            body["stores"] = entries
+        context.emit_json("forget", body)
 
 
-def _show(account: Mapping[str, Any]) -> None:
+def _look(stores: ClusterSet, node: str) -> list[tuple[Cluster, Remains]]:
+    """Look in every store; one that does not answer keeps all of them from forgetting."""
+    from killswitch.forgetting import command_for, look_in_all  # noqa: PLC0415 - loads the store's client
+    from killswitch.stores import StoreError  # noqa: PLC0415 - as above
+
+    try:
+        return look_in_all(stores.clusters, node)
+    except StoreError as error:
+        if len(stores.clusters) == 1:
+            raise
+        alone = ", ".join(command_for(cluster, node) for cluster in stores.clusters)
+        raise CommandError(
+            f"{error}; nothing was forgotten, because the node would stay in the certificates of that store: run this "
+            f"again when every store answers, or for each by itself, once it does: {alone}",
+            exit_code_of(error) or EXIT_ERROR,
+        ) from error
+
+
+def _show(account: Mapping[str, Any], place: str) -> None:
     """Say on stderr what will be forgotten, and what that does not do."""
     report, record = account["report"], account["record"]
-    talk(f"forget  node {account['node']}{_where(record)}")
+    talk(f"forget  node {account['node']}{place}{_where(record)}")
     if report is None:
         talk("        it never made a report: what it holds is not known")
     elif "unreadable" in report:
@@ -87,21 +121,25 @@ def _where(record: Mapping[str, Any] | None) -> str:
     return f", at {record['address']}, registered {record['registered_at']}"
 
 
-def _confirm(cluster: Cluster, node: str, *, yes: bool) -> None:
+def _confirm(stores: ClusterSet, node: str, *, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
         raise CommandError("forgetting a node asks first; give --yes where nobody can answer", EXIT_USAGE)
-    if not click.confirm(f"Forget node {node!r} of cluster {cluster.name!r}?", err=True):
+    if not click.confirm(f"Forget node {node!r} of cluster {stores.name!r}?", err=True):
         raise CommandError("nothing was forgotten", EXIT_ERROR)
 
 
-def _wait_until_no_permit_is_left(cluster: Cluster, remains: Remains) -> None:
+def _wait_until_no_permit_is_left(found: Sequence[tuple[Cluster, Remains]]) -> None:
     from killswitch.forgetting import wait_left_ms  # noqa: PLC0415 - only when used
 
-    left_ms = wait_left_ms(cluster, remains)
-    if left_ms > 0:
-        talk(f"waiting {left_ms:.0f} ms, until no permit of node {remains.node} can be left")
-    while left_ms > 0:
-        cluster.pause(min(WAIT_STEP_S, left_ms / 1000))
-        left_ms = wait_left_ms(cluster, remains)
+    def left_ms() -> float:
+        return max(wait_left_ms(cluster, remains) for cluster, remains in found)
+
+    (cluster, remains), *_ = found
+    left = left_ms()
+    if left > 0:
+        talk(f"waiting {left:.0f} ms, until no permit of node {remains.node} can be left")
+    while left > 0:
+        cluster.pause(min(WAIT_STEP_S, left / 1000))
+        left = left_ms()

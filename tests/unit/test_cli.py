@@ -476,6 +476,56 @@ def test_forget_of_a_node_that_never_reported_says_that_nothing_is_known(run: Ru
     assert "only you can know that its machine is off" in result.stderr
 
 
+@pytest.fixture
+def second() -> Iterator[Cluster]:
+    """The same cluster in another store, with the same lost node."""
+    with MemoryStore(uuid.uuid4().hex) as store:
+        made = Cluster(store, "c")
+        made.initialise(actor="a", reason="r")
+        put(made, made.keys.under("nodes", "n2"), a_node("n2", PERMIT_TTL_MS))
+        yield made
+
+
+@pytest.mark.usefixtures("lost")
+def test_forget_takes_the_node_out_of_every_store_so_that_no_certificate_names_it(
+    run: Run, cluster: Cluster, second: Cluster
+) -> None:
+    """PROOF, NOT HOPE: a node that one store remembers would stay unproven in the certificate of all."""
+    both = ("--store", second.store.address)
+    named = told(run(*both, "-o", "json", "freeze", "--reason", "r", "--timeout", "0.1"), "freeze", exit_code=3)
+    assert [node["node"] for node in named["certificate"]["nodes"]] == ["n2"]
+    body = told(run(*both, "-o", "json", "nodes", "forget", "n2", "--yes"), "forget")
+    assert [(one["store"], one["epoch"]) for one in body["stores"]] == [
+        (cluster.store.address, 3),
+        (second.store.address, 3),
+    ]
+    assert body["stores"][0]["forgotten"] == body["forgotten"]
+    again = told(run(*both, "-o", "json", "freeze", "--reason", "r"), "freeze")
+    assert again["certificate"]["nodes"] == []
+
+
+@pytest.mark.usefixtures("lost")
+def test_forget_says_of_each_store_what_it_forgets_there(run: Run, cluster: Cluster, second: Cluster) -> None:
+    """The figures of one store may be older than those of another."""
+    result = run("--store", second.store.address, "nodes", "forget", "n2", "--yes")
+    assert result.exit_code == 0
+    for one in (cluster, second):
+        assert f"forget  node n2 in {one.store.address}" in result.stderr
+        assert f"forgotten in {one.store.address}: node n2 at epoch 2" in result.stdout
+
+
+@pytest.mark.usefixtures("lost")
+def test_forget_while_one_store_is_away_forgets_nowhere_and_says_what_to_run(run: Run, cluster: Cluster) -> None:
+    """Exit 4, with the command for each store, letter by letter."""
+    before = contents(cluster)
+    result = run("--store", "etcd://127.0.0.1:1", "nodes", "forget", "n2", "--yes")
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert "nothing was forgotten, because the node would stay in the certificates of that store" in result.stderr
+    for address in (cluster.store.address, "etcd://127.0.0.1:1"):
+        assert f"`killswitch --store {address} --cluster c nodes forget n2`" in result.stderr
+    assert contents(cluster) == before
+
+
 # -- history ---------------------------------------------------------------------------------------------------------
 
 

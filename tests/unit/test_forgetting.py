@@ -18,7 +18,18 @@ from killswitch.certificates import CertificateCollector
 from killswitch.cluster import Cluster, NotInitialised
 from killswitch.core.flag import FORGOTTEN_MAX_BYTES
 from killswitch.core.modes import Mode
-from killswitch.forgetting import ATTEMPTS, NotForgotten, Remains, forget, look, wait_left_ms
+from killswitch.forgetting import (
+    ATTEMPTS,
+    NotForgotten,
+    PartlyForgotten,
+    Remains,
+    UnknownNode,
+    forget,
+    forget_in_all,
+    look,
+    look_in_all,
+    wait_left_ms,
+)
 from killswitch.gate import GateWriter
 from killswitch.records import LiveRecord, UnreadableRecord
 from killswitch.stores.faulty import FaultyStore
@@ -219,6 +230,104 @@ def test_without_a_flag_that_can_be_read_nothing_happens(cluster: Cluster, store
     with pytest.raises((NotInitialised, UnreadableRecord)):
         forget_it(cluster, remains)
     assert everything(cluster) == before
+
+
+# -- several stores --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def second_store() -> Iterator[FaultyStore]:
+    """Another store, which knows nothing of the first."""
+    with FaultyStore(MemoryStore(uuid.uuid4().hex)) as made:
+        yield made
+
+
+@pytest.fixture
+def second(second_store: FaultyStore, clock: HandClock) -> Cluster:
+    """The same cluster in it, at epoch 1, with the lost node n2."""
+    made = Cluster(second_store, "c", clock=clock, wall_clock=lambda: AT, sleep=clock.sleep)
+    made.initialise(actor="operator:ann", reason="set up")
+    lose_a_node(made)
+    return made
+
+
+def proven_in_all(*clusters: Cluster) -> list[tuple[Cluster, Remains]]:
+    """A look at n2 in every store after which its permit bound has passed."""
+    found = look_in_all(clusters, "n2")
+    assert isinstance(clusters[0].clock, HandClock)
+    clusters[0].clock.sleep(max(remains.wait_ms for _, remains in found) / 1000 + 0.001)
+    return found
+
+
+def forget_everywhere(found: list[tuple[Cluster, Remains]]) -> list[Any]:
+    """Forget n2 in all of them."""
+    return list(forget_in_all(found, actor="operator:ann", reason="its machine is sold"))
+
+
+def test_a_node_is_forgotten_in_every_store_that_knows_it(cluster: Cluster, second: Cluster) -> None:
+    """PROOF, NOT HOPE: a certificate joins what all stores know, so one store alone would name it for ever."""
+    done = forget_everywhere(proven_in_all(cluster, second))
+    assert [one.flag.epoch for one in done] == [3, 2]
+    for one in (cluster, second):
+        assert dict(one.membership().nodes) == {}
+        assert one.history()[-1][1].kind == "forget"
+        assert one.verify_history() == []
+
+
+def test_a_store_that_never_knew_the_node_keeps_nobody_from_forgetting_it(cluster: Cluster, second: Cluster) -> None:
+    """It is asked all the same, for the node may be alive there."""
+    forget_everywhere(proven_in_all(second))
+    before = everything(second)
+    forget_everywhere(proven_in_all(second, cluster))
+    assert (dict(cluster.membership().nodes), everything(second)) == ({}, before)
+    with pytest.raises(UnknownNode, match="knows no node 'n2'"):
+        look_in_all([cluster, second], "n2")
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_node_that_is_alive_in_any_store_is_not_forgotten(cluster: Cluster, second: Cluster, recorded: bool) -> None:
+    """PROOF, NOT HOPE: whoever holds a lease anywhere may come back everywhere."""
+    if not recorded:
+        second.store.commit({}, {}, [second.keys.under(family, "n2") for family in ("nodes", "reports", "acks")])
+    go_live(second)
+    before = [everything(cluster), everything(second)]
+    with pytest.raises(NotForgotten, match="node 'n2' is alive"):
+        look_in_all([cluster, second], "n2")
+    assert [everything(cluster), everything(second)] == before
+
+
+def test_a_node_that_shows_itself_in_one_store_meanwhile_is_forgotten_in_none(
+    cluster: Cluster, second: Cluster
+) -> None:
+    """All are looked at once more before the first of them forgets."""
+    found = proven_in_all(cluster, second)
+    put(second, second.keys.under("reports", "n2"), a_report("n2", BTC=-1250.0))
+    before = everything(cluster)
+    with pytest.raises(NotForgotten, match="has shown itself: its reports changed"):
+        forget_everywhere(found)
+    assert everything(cluster) == before
+
+
+def test_a_store_that_fails_after_another_has_forgotten_is_told_with_what_to_run(
+    cluster: Cluster, second: Cluster, second_store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NOTHING IS LOST: the person hears where the node still counts, and the same command brings it to an end."""
+    found = proven_in_all(cluster, second)
+
+    def away(*_: Any, **__: Any) -> int:
+        raise StoreUnavailable("it is down")
+
+    monkeypatch.setattr(second_store, "commit", away)
+    with pytest.raises(PartlyForgotten) as told:
+        forget_everywhere(found)
+    said = str(told.value)
+    first, other = cluster.store.address, second.store.address
+    assert f"was forgotten in {first}, but NOT in {other} (it is down), and stays in every certificate" in said
+    assert said.endswith(f"then run `killswitch --store {other} --cluster c nodes forget n2`")
+    assert (dict(cluster.membership().nodes), list(second.membership().nodes)) == ({}, ["n2"])
+    monkeypatch.undo()
+    forget_everywhere(proven_in_all(cluster, second))
+    assert dict(second.membership().nodes) == {}
 
 
 # -- other changes, and a store that fails ---------------------------------------------------------------------------
