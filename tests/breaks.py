@@ -450,7 +450,7 @@ BREAKS = (
           "    if not isinstance(strategy, str):\n        return strategy\n        sentence", U_STRATEGIES,
           ("test_a_strategy_that_is_no_text_is_no_order",)),
     Break("a fill that names its order alone counts for nobody", CONTROLS,
-          "for name in self._strategies.executed(client_order_id, strategy):", 'for name in (str(strategy or ""),):',
+          "names = self._strategies.executed(client_order_id, strategy)", 'names = (str(strategy or ""),)',
           U_STRATEGIES, ("test_fills_that_a_venue_tells_by_the_order_alone_count_for_its_strategy",)),
     Break("an amendment is of whatever strategy it says", CONTROLS,
           "own = self._strategies.of(client_order_id)", "own = None", U_STRATEGIES,

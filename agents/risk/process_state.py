@@ -195,7 +195,7 @@ class ProcessState:
             bad_fills=(),
             working_orders={},
         )
-        return {"monitor": moment.to_json(monitor.limits), "controls": self._controls.persist_to_dict(orders=False)}
+        return {"monitor": moment.to_json(monitor.limits), "controls": self._controls.persist_to_dict()}
 
     def close(self) -> None:
         """Write what has changed, and write nothing from then on. Waits for a disk no longer than a few seconds."""

@@ -205,6 +205,17 @@ class Reservations(OrderLimits):
             order = self._book.working.orders.get(client_order_id) if is_name(client_order_id) else None
             return None if order is None else float(order.quantity)
 
+    def note_strategy(self, client_order_id: str, strategy: str) -> None:
+        """Keep with a reservation which strategy the order is of; ``""`` for none. Waits for nothing."""
+        order = self._book.working.orders.get(client_order_id)
+        if order is not None:
+            order.strategy = strategy
+
+    def strategy_of(self, client_order_id: str) -> str | None:
+        """What :meth:`note_strategy` has noted of an order that works, else ``None``. Waits for nothing."""
+        order = self._book.working.orders.get(client_order_id)
+        return None if order is None else order.strategy
+
     def working_orders(self, symbol: str | None = None) -> int:
         """How many orders are reserved, in one symbol or in all."""
         with self._lock:

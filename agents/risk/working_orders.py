@@ -83,6 +83,7 @@ class WorkingOrder:
         sent_price: its own price in USD; of a market order the one that it was judged at.
         sent_worth: USD that each unit counts at, never below its price: a sell may fetch more than it asks.
         is_booked: the exact sums hold it.
+        strategy: whose it is, ``""`` for nobody's, ``None`` while nobody has said.
         is_over: it is no longer among the orders; what is not booked yet never will be.
         quantity: what was ordered or amended to, filled parts included. This and all below: once it is booked.
         price: its own price in USD, as sent or amended to.
@@ -110,6 +111,7 @@ class WorkingOrder:
         "sent_qty",
         "sent_worth",
         "sign",
+        "strategy",
         "symbol",
         "worth",
     )  # fmt: skip
@@ -131,6 +133,7 @@ class WorkingOrder:
         self.sent_price = price
         self.sent_worth = worth
         self.is_booked = self.is_over = False
+        self.strategy: str | None = None
 
     def book(self) -> None:
         """Work out the exact figures of what was sent."""
@@ -306,6 +309,7 @@ class WorkingOrders:
                 "price_usd": str(order.price),
                 "counts_at_usd": str(order.worth),
                 "filled": str(order.filled),
+                "strategy": order.strategy,
                 "amended": None
                 if order.amended_quantity is None
                 else [str(order.amended_quantity), str(order.amended_price), str(order.amended_worth)],
@@ -331,6 +335,10 @@ class WorkingOrders:
             worth = max(price, _read(raw.get("counts_at_usd", raw["price_usd"])))
             working.add(str(name), str(raw["symbol"]), raw["sign"], float(quantity), float(price), float(worth))
             working.book_oldest()
+            strategy = raw.get("strategy")  # likewise
+            if not (strategy is None or isinstance(strategy, str)):
+                raise ValueError(f"a working order is {raw!r}")
+            working.orders[str(name)].strategy = strategy
             if raw["amended"] is not None:
                 amended_quantity, amended_price, *amended_worth = map(_read, raw["amended"])
                 working.amend(name, amended_quantity, amended_price, max([amended_price, *amended_worth]))

@@ -90,7 +90,9 @@ class OrderChecks:
 
     def release(self, client_order_id: str) -> None:
         """The order is over or was never sent."""
-        if self.monitor is not None:
+        if self.controls is not None:
+            self.controls.release(client_order_id)
+        elif self.monitor is not None:
             self.monitor.release(client_order_id)
 
     def on_fill(self, order: Order, event: VenueEvent) -> None:

@@ -97,24 +97,27 @@ def test_an_order_of_nobody_is_amended_by_nobody_else() -> None:
 def test_a_restart_knows_whose_the_orders_are_that_work() -> None:
     rig = limited(1)
     assert rig.admit(strategy="maker") is None
-    assert rig.admit(strategy="taker") is None
-    rig.controls.release("o2")
-    saved = json.loads(json.dumps(rig.controls.persist_to_dict()))
-    assert saved["strategies"] == {"o1": "maker"}
-    rig.make().restore_from_dict(saved)
-    rig.controls.on_fill("A", "buy", 1.0, 100.0, client_order_id="o1")
-    assert rig.controls.disabled_strategies() == ["maker"]
-    with pytest.raises(ValueError, match="the strategy of the order 'o1' is 7"):
-        rig.controls.restore_from_dict({**saved, "strategies": {"o1": 7}})
-    assert rig.monitor.is_frozen()
+    saved = json.loads(json.dumps([rig.controls.persist_to_dict(), rig.monitor.persist_to_dict()]))
+    again = limited(1)
+    again.controls.restore_from_dict(saved[0])
+    again.monitor.restore_from_dict(saved[1])
+    again.controls.on_fill("A", "buy", 1.0, 100.0, client_order_id="o1")
+    assert again.controls.disabled_strategies() == ["maker"]
+    saved[1]["working_orders"]["o1"]["strategy"] = 7
+    with pytest.raises(ValueError, match="a working order is"):
+        again.monitor.restore_from_dict(saved[1])
+    del saved[1]["working_orders"]["o1"]["strategy"]  # a state from before it was kept
+    again.monitor.restore_from_dict(saved[1])
+    assert again.monitor.strategy_of("o1") is None
 
 
-def test_what_is_remembered_is_bounded_and_never_forgets_an_order_that_works() -> None:
-    working = {"0", "2"}
-    strategies = OrderStrategies(working.__contains__, most=3)
-    for number in range(20):
-        strategies.remember(str(number), "maker")
-    remembered = [number for number in range(20) if strategies.of(str(number))]
-    assert {0, 2, 19} <= set(remembered)
-    assert len(remembered) <= 3 + len(working)
+def test_what_is_remembered_of_orders_that_are_over_is_bounded() -> None:
+    rig = limited(10_000)
+    strategies = OrderStrategies(rig.monitor, most=3)
+    for number in range(10):
+        assert rig.controls.admit(f"{number}", "A", "buy", 1.0, 100.0, strategy="maker") is None
+        strategies.remember(f"{number}")
+    for number in range(1, 10):
+        rig.monitor.release(f"{number}")
+    assert [number for number in range(10) if strategies.of(f"{number}")] == [0, 7, 8, 9]
     assert strategies.of(None) is strategies.of(["0"]) is None

@@ -145,7 +145,7 @@ def test_what_the_process_holds_is_not_taken_from_the_file(desk: Desk) -> None:
     first.close()
     second = desk.start()
     assert (second.monitor.get_position("A"), second.monitor.working_orders()) == (0.0, 0)
-    assert desk.file()["controls"]["strategies"] == {}
+    assert desk.file()["monitor"]["working_orders"] == desk.file()["monitor"]["positions"] == {}
 
 
 DAMAGED: dict[str, bytes] = {

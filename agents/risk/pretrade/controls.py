@@ -105,7 +105,7 @@ class PreTradeControls:
         throttle = () if policy is None else (PolicyThrottle(policy, self._reduces),)
         self._own_rules: tuple[PretradeRule, ...] = (*rules, *throttle)
         self._breaker = None if breaker is None else BreakerGate(breaker)
-        self._strategies = OrderStrategies(lambda order: monitor.reserved(order) is not None)
+        self._strategies = OrderStrategies(monitor)
         self._known = KnownControls(day=day, reduces=self._reduces, clock=clock)
         self._known.require(settings)
         with self._lock:
@@ -207,7 +207,7 @@ class PreTradeControls:
             if refusal is None:
                 refusal = self._late(order)
                 if refusal is None:
-                    self._strategies.remember(client_order_id, order.strategy)
+                    self.monitor.note_strategy(client_order_id, order.strategy)
                     return None
                 self.monitor.release(client_order_id)
             self._take_back(order)
@@ -442,11 +442,12 @@ class PreTradeControls:
 
         Venues tell the order's id and no strategy; whose it is is known from :meth:`admit`, also after its last fill.
         """
+        names = self._strategies.executed(client_order_id, strategy)
         self.monitor.on_fill(symbol, side, qty, price, client_order_id=client_order_id)
         repeated = self._known.repeated
         if repeated is None:
             return
-        for name in self._strategies.executed(client_order_id, strategy):
+        for name in names:
             if repeated.on_fill(name) and self._on_lock is not None:
                 self._on_lock()
 
@@ -456,6 +457,7 @@ class PreTradeControls:
         Returns:
             False when no such order works.
         """
+        self._strategies.remember(client_order_id)
         return self.monitor.release(client_order_id)
 
     def on_cancel(self) -> None:
@@ -515,14 +517,11 @@ class PreTradeControls:
 
     # ---- over a restart
 
-    def persist_to_dict(self, *, orders: bool = True) -> dict[str, Any]:
-        """Return what a restart must not forget, as JSON values.
+    def persist_to_dict(self) -> dict[str, Any]:
+        """Return what a restart must not forget, as JSON values: disabled strategies and the counts of the day.
 
-        Disabled strategies, counts of the day, and of which strategy the orders are that work. Positions and working
-        orders are the monitor's to persist. Throttle, duplicates and prices start anew.
-
-        Args:
-            orders: False leaves the strategies of orders out, for whoever does not keep the orders either.
+        Positions and working orders, with their strategies, are the monitor's to persist. Throttle, duplicates and
+        prices start anew.
         """
         repeated, daily = self._known.repeated, self._known.daily
         return {
@@ -530,7 +529,6 @@ class PreTradeControls:
             "executions": None if repeated is None else repeated.to_json(),
             "disabled": {} if repeated is None else repeated.disabled_to_json(),
             "daily": None if daily is None else daily.to_json(),
-            "strategies": self._strategies.to_json() if orders else {},
         }
 
     def restore_from_dict(self, data: Mapping[str, Any]) -> None:
@@ -554,7 +552,6 @@ class PreTradeControls:
                     self._ask_known()
             if daily is not None and data["daily"] is not None:
                 daily.restore(data["daily"])
-            self._strategies.restore(data.get("strategies") or {})  # likewise
         except Exception as error:
             sentence = f"the saved state of the pre-trade controls cannot be read, so the monitor is frozen: {error!r}"
             self.monitor.freeze(sentence, trigger="limit_violation", metadata={"cause": MONITOR_ERROR})

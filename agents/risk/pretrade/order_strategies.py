@@ -3,71 +3,55 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from typing import Any
 
 from agents.risk.limits import OrderRefused
 from agents.risk.order_inputs import refused, text_or_none
-from agents.risk.working_orders import MAX_WORKING_ORDERS
+from agents.risk.runtime_monitor import RuntimeRiskMonitor
 
-MAX_REMEMBERED = 2 * MAX_WORKING_ORDERS
-"""Most orders whose strategy is remembered: all that can work, and as many that are over, for fills that come late."""
+MAX_REMEMBERED = 10_000
+"""Newest orders that were filled or are over of which the strategy is remembered, for fills that come late."""
 
 
 class OrderStrategies:
-    """The strategy of every order that works and of the newest that are over. Every step is atomic by itself.
+    """The strategy of every order that works, and of the newest that were. Every step is atomic by itself.
 
     Args:
-        works: whether an order is reserved; such a one is never forgotten.
-        most: orders remembered at once, beside those that work.
+        monitor: which keeps the strategy of an order with its reservation.
+        most: orders remembered that work no more.
     """
 
-    def __init__(self, works: Callable[[str], bool], *, most: int = MAX_REMEMBERED) -> None:
-        self._works = works
+    def __init__(self, monitor: RuntimeRiskMonitor, *, most: int = MAX_REMEMBERED) -> None:
+        self._monitor = monitor
         self._most = most
-        self._of: OrderedDict[str, str] = OrderedDict()
-
-    def remember(self, client_order_id: str, strategy: str) -> None:
-        """The order is reserved."""
-        self._of[client_order_id] = strategy
-        for _ in range(2):  # one for the new one and one in place of an order that works, so that it never takes long
-            if len(self._of) <= self._most:
-                return
-            oldest, its_strategy = self._of.popitem(last=False)
-            if self._works(oldest):
-                self._of[oldest] = its_strategy
+        self._were: OrderedDict[str, str] = OrderedDict()
 
     def of(self, client_order_id: object) -> str | None:
         """The strategy that an order was admitted for, ``""`` for none; ``None`` when it is not known."""
-        return self._of.get(client_order_id) if isinstance(client_order_id, str) else None
+        if not isinstance(client_order_id, str):
+            return None
+        own = self._monitor.strategy_of(client_order_id)
+        return self._were.get(client_order_id) if own is None else own
 
     def executed(self, client_order_id: object, told: object) -> tuple[str, ...]:
         """The strategies that a fill counts for: the order's own, and another one if the fill names it.
+
+        Call it before the monitor is told the fill: an order may be over with it.
 
         Args:
             client_order_id: the order's id, ``None`` when the fill has none.
             told: the strategy that the fill names, ``None`` or ``""`` when it names none.
         """
-        own, other = self.of(text_or_none(client_order_id)) or "", str(told or "")
+        own, other = self.remember(text_or_none(client_order_id)) or "", str(told or "")
         return (own, other) if own and other and own != other else (own or other,)
 
-    def to_json(self) -> dict[str, str]:
-        """Return the strategies of the orders that work as JSON values."""
-        return {order: strategy for order, strategy in list(self._of.items()) if strategy and self._works(order)}
-
-    def restore(self, data: Mapping[str, Any]) -> None:
-        """Take over what :meth:`to_json` returned; what is known already stands.
-
-        Raises:
-            ValueError: a strategy is no text, or there are too many.
-        """
-        if len(data) > self._most:
-            raise ValueError(f"{len(data)} orders with a strategy are more than can be kept")
-        for order, strategy in data.items():
-            if not isinstance(strategy, str):
-                raise ValueError(f"the strategy of the order {order!r} is {strategy!r}")  # noqa: TRY004 - of the data
-        for order, strategy in data.items():
-            self._of.setdefault(order, strategy)
+    def remember(self, client_order_id: object) -> str | None:
+        """Know the strategy of an order also when it is over, which it will be in a moment; return it."""
+        own = self.of(client_order_id)
+        if own is not None and isinstance(client_order_id, str):
+            self._were[client_order_id] = own
+            if len(self._were) > self._most:
+                self._were.popitem(last=False)
+        return own
 
 
 def read_strategy(symbol: object, strategy: object) -> str | OrderRefused:
