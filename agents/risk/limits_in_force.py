@@ -239,7 +239,7 @@ class LimitsInForce(FreezeDoors):
         return self._marks is not None or (is_name(symbol) and self._book.known_price(symbol) is not None)
 
     def known_price(self, symbol: str) -> float | None:
-        """What a unit of a symbol is known to be worth in USD, ``None`` when it is not; ``get_mark_price`` is not asked.
+        """What a unit of a symbol is known to be worth in USD, ``None`` when it is not; no source is asked for it.
 
         The newest :meth:`on_mark`, or a fill since then that was higher; else the last fill while the symbol is held.
         """
