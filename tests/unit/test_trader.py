@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agents.risk.limits_audit import read_audit
 from agents.scenarios.ledger import Ledger
 from agents.scenarios.quoting import QuotingPlan, Working, requote
 from agents.scenarios.tape import synthetic_tape
@@ -117,13 +118,14 @@ def gate(tmp_path: Path) -> Iterator[GateWriter]:
 class TraderProcess:
     """The program as the demo runs it, without an agent: only its gate speaks to it."""
 
-    def __init__(self, folder: Path, port: int) -> None:
+    def __init__(self, folder: Path, port: int, *more: str) -> None:
         self.stats_path = folder / "stats.json"
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "agents.scenarios.trader", "--router", "n1-r1"),
                 *("--gate", str(folder / "gate"), "--link", str(folder / "nobody.sock")),
                 *("--venue", f"127.0.0.1:{port}", "--seed", "5", "--stats", str(self.stats_path)),
+                *more,
             ],
             stdout=subprocess.DEVNULL,
         )
@@ -231,3 +233,32 @@ def test_what_a_killed_program_left_working_is_cancelled_by_the_next_one(
     finally:
         successor.process.kill()
         successor.process.wait(5)
+
+
+def test_a_program_that_is_killed_goes_on_counting_its_day_and_writes_its_limits_down(
+    operator: VenueOperator, gate: GateWriter, server: VenueServer, tmp_path: Path
+) -> None:
+    assert operator.summary()["placed"] == 0
+    limits, state_dir = tmp_path / "limits.yaml", tmp_path / "state"
+    limits.write_text("pretrade: {daily: {max_orders: 3}}")
+    state = state_dir / "limits-state-n1-r1.json"
+
+    def counted() -> int:
+        return int(json.loads(state.read_text())["controls"]["daily"]["orders"]) if state.exists() else 0
+
+    gate.extend(now_ns() + FAR_AHEAD_NS)
+    words = ("--risk-limits", str(limits), "--state-dir", str(state_dir))
+    for starts in (1, 2):
+        program = TraderProcess(tmp_path, server.port, *words)
+        try:
+            # Three, and those that only reduce what these have bought.
+            wait_until(lambda: counted() >= 3, within_s=25, what="the orders of the day in the state file")
+            wait_until(lambda: program.stats().get("refused", {}).get("monitor"), within_s=25, what="an order too many")  # noqa: B023
+            sent = program.stats()["sent"]
+        finally:
+            program.process.kill()
+            program.process.wait(5)
+        program.stats_path.unlink()
+        assert (sent == 0) is (starts == 2), "the next one holds nothing, so nothing of it reduces"
+        entries, faults = read_audit(state_dir / "limits-audit-n1-r1.jsonl")
+        assert ([entry["outcome"] for entry in entries], faults) == (["started"] * starts, [])
