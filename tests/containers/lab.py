@@ -57,7 +57,7 @@ class StoreServers(Protocol):
         """Where clients connect to."""
 
     def url(self, ports: list[tuple[str, int]] | None = None) -> str:
-        """The store's URL, by way of other addresses where some are given."""
+        """The store's URL, by way of other addresses where some are given; those of several, with spaces between."""
 
     def heal(self) -> None:
         """Let every server run and go on."""
