@@ -26,6 +26,7 @@ class Forwarder:
         self.swallow_requests = threading.Event()
         self.swallow_replies = threading.Event()
         self.swallowed_bytes = 0
+        self.carried_bytes = 0
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
@@ -79,6 +80,8 @@ class Forwarder:
                     with self._lock:
                         self.swallowed_bytes += len(chunk)
                     continue
+                with self._lock:
+                    self.carried_bytes += len(chunk)
                 sink.sendall(chunk)
         with contextlib.suppress(OSError):
             sink.shutdown(socket.SHUT_RDWR)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -103,11 +104,11 @@ NEED_TWO_SERVERS = {
     "test_a_commit_whose_reply_the_network_loses_is_unknown_and_has_happened",
 }
 
-TIMEOUT_MS = 400
+TIMEOUT_MS = 1_000
 # Where silence is not what is tested: three of these without an answer are silence.
 ALIVE_EVERY_MS = 500
-# For the call to be scheduled on a busy machine.
-NOTICE_S = 0.6
+# For the call to be scheduled on a busy machine; less than a second time-out.
+NOTICE_S = 0.9
 
 
 def all_calls(store: Store, at: str) -> dict[str, Callable[[], object]]:
@@ -316,7 +317,7 @@ def test_a_hanging_server_makes_a_commit_unknown_and_a_fence_settles_it(
 ) -> None:
     """A commit sent to a server that stopped is OutcomeUnknown; a commit that expects the old version then decides."""
     before = store.commit({}, {f"{at}k": b"old"})
-    with server.open_impatient(server.server) as hasty:
+    with server.open_impatient(server.server, request_timeout_ms=TIMEOUT_MS) as hasty:
         wait_until_reading(hasty, f"{at}k")
         server.pause()
         started_s = time.monotonic()
@@ -386,24 +387,51 @@ def test_quiet_is_not_taken_for_silence(rig: ServerRig, store: Store, at: str, o
         assert observer.gaps == 1
 
 
+@contextlib.contextmanager
+def client_through(
+    network: Forwarder, rig: ServerRig, begin: Callable[[Store], object], use: Callable[[Store], object]
+) -> Iterator[Store]:
+    """A client of two addresses whose connection goes through the first, which is that of ``network``.
+
+    A client that finds it slow goes on to the second, as it should; another one then tries.
+
+    Args:
+        network: leads to the server.
+        rig: has the server.
+        begin: makes the client connect.
+        use: sends something over that connection.
+    """
+    for _ in range(5):
+        with rig.open_impatient(
+            network.server, rig.server, request_timeout_ms=4_000, alive_every_ms=ALIVE_EVERY_MS
+        ) as client:
+            begin(client)
+            carried_before_bytes = network.carried_bytes
+            use(client)
+            if network.carried_bytes > carried_before_bytes:
+                yield client
+                return
+    raise AssertionError("five clients have not used the first of their addresses")
+
+
 def test_a_watch_moves_to_another_server_when_its_own_falls_silent(
     rig: ServerRig, store: Store, at: str, observer: Observer
 ) -> None:
     """A network that swallows everything without a word costs the watch a gap, and no change after it."""
-    with (
-        Forwarder(rig.server) as network,
-        rig.open_impatient(
-            network.server, rig.server, request_timeout_ms=4_000, alive_every_ms=ALIVE_EVERY_MS
-        ) as hasty,
-    ):
+
+    def begin(hasty: Store) -> None:
+        gaps_before = observer.gaps
         hasty.watch(at, observer.on_change, observer.on_gap)
-        observer.wait_for_gap()
+        observer.wait_for_gap(after=gaps_before)
+
+    def use(_: Store) -> None:
         observer.hears(store, f"{at}through", b"v")
-        # A stall of this machine is a silence, too, and the watch has then moved already.
+
+    with Forwarder(rig.server) as network, client_through(network, rig, begin, use):
         gaps_before = observer.gaps
         network.swallow_everything()
-        observer.wait_for_gap(after=1)
-        assert network.swallowed_bytes > 0 or gaps_before > 1
+        observer.wait_for_gap(after=gaps_before)
+        assert network.swallowed_bytes > 0
         observer.hears(store, f"{at}around", b"v")
 
 
@@ -411,12 +439,11 @@ def test_a_commit_whose_reply_the_network_loses_is_unknown_and_has_happened(
     rig: ServerRig, store: Store, at: str
 ) -> None:
     """With the request through and the reply lost the outcome is OutcomeUnknown, and no second server is asked."""
-    with (
-        Forwarder(rig.server) as network,
-        # Half of it is for the first address, and has to do for a session and a read.
-        rig.open_impatient(network.server, rig.server, request_timeout_ms=4_000) as hasty,
-    ):
+
+    def read(hasty: Store) -> None:
         hasty.read(f"{at}k")
+
+    with Forwarder(rig.server) as network, client_through(network, rig, read, read) as hasty:
         network.swallow_replies.set()
         with pytest.raises(OutcomeUnknown):
             hasty.commit({}, {f"{at}k": b"once"})

@@ -11,7 +11,14 @@ from testcontainers.core.container import DockerContainer
 from killswitch.stores import Store, open_store
 from killswitch.stores.embedded import EmbeddedStore
 from killswitch.stores.etcd import EtcdStore
-from tests.conformance.rigs.base import BACKOFF_CAP_MS, PATIENT_MS, ContainerServer, owned_by_us, wait_until_serving
+from tests.conformance.rigs.base import (
+    BACKOFF_CAP_MS,
+    PATIENT_BACKOFF_CAP_MS,
+    PATIENT_MS,
+    ContainerServer,
+    owned_by_us,
+    wait_until_serving,
+)
 from tests.conformance.rigs.in_memory import data_directory
 from tests.conformance.rigs.network import free_port
 from tests.waiting import wait_until
@@ -51,7 +58,7 @@ class EmbeddedRig:
         return self._owner.client_url.removeprefix("etcd://")
 
     def open(self) -> Store:
-        return open_store(self._url, request_timeout_ms=PATIENT_MS, backoff_cap_ms=BACKOFF_CAP_MS)
+        return open_store(self._url, request_timeout_ms=PATIENT_MS, backoff_cap_ms=PATIENT_BACKOFF_CAP_MS)
 
     def open_impatient(self, *servers: str, request_timeout_ms: int = 400, alive_every_ms: int = 100) -> Store:
         return open_impatient_etcd(
@@ -114,7 +121,7 @@ class EtcdContainerRig(ContainerServer):
         return f"127.0.0.1:{self._port}"
 
     def open(self) -> Store:
-        return open_store(f"etcd://{self.server}", request_timeout_ms=PATIENT_MS, backoff_cap_ms=BACKOFF_CAP_MS)
+        return open_store(f"etcd://{self.server}", request_timeout_ms=PATIENT_MS, backoff_cap_ms=PATIENT_BACKOFF_CAP_MS)
 
     def open_impatient(self, *servers: str, request_timeout_ms: int = 400, alive_every_ms: int = 100) -> Store:
         return open_impatient_etcd(
@@ -135,7 +142,7 @@ class EtcdUrlRig:
         self.server = url.removeprefix("etcd://")
 
     def open(self) -> Store:
-        return open_store(self._url, request_timeout_ms=PATIENT_MS, backoff_cap_ms=BACKOFF_CAP_MS)
+        return open_store(self._url, request_timeout_ms=PATIENT_MS, backoff_cap_ms=PATIENT_BACKOFF_CAP_MS)
 
     def open_impatient(self, *servers: str, request_timeout_ms: int = 400, alive_every_ms: int = 100) -> Store:
         return open_impatient_etcd(

@@ -17,7 +17,7 @@ from pyetcd.etcdrpc import auth_pb2
 
 from killswitch.stores.etcd import EtcdStore
 from killswitch.stores.urls import Login, TlsFiles
-from tests.conformance.rigs.base import BACKOFF_CAP_MS, SERVES_AGAIN_WITHIN_S
+from tests.conformance.rigs.base import PATIENT_BACKOFF_CAP_MS, SERVES_AGAIN_WITHIN_S
 from tests.conformance.rigs.etcd_cluster import EtcdMember
 from tests.waiting import wait_until
 
@@ -112,7 +112,7 @@ class SecureEtcd(EtcdMember):
         password: str | None = None,
         tls: TlsFiles | None = None,
         server: str | None = None,
-        request_timeout_ms: int = 5_000,
+        request_timeout_ms: int = 10_000,
     ) -> EtcdStore:
         """A client.
 
@@ -127,7 +127,7 @@ class SecureEtcd(EtcdMember):
         return EtcdStore(
             [server or self.server],
             request_timeout_ms=request_timeout_ms,
-            backoff_cap_ms=BACKOFF_CAP_MS,
+            backoff_cap_ms=PATIENT_BACKOFF_CAP_MS,
             login=Login(username=user, password=password or PASSWORDS[user]) if user else None,
             tls=tls or self.papers.files(who),
         )
