@@ -20,7 +20,7 @@ def make_lab(tmp_path: Path) -> Iterator[Callable[..., Lab]]:
         lab = Lab(tmp_path, **options)
         labs.append(lab)
         if initialise:
-            lab.run("init")
+            lab.initialise()
         return lab
 
     yield make

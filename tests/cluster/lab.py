@@ -131,6 +131,10 @@ class Lab:
 
     # -- the command ---------------------------------------------------------------------------------------------
 
+    def initialise(self) -> None:
+        """Initialise by the command; a store that has only just started is asked again when its answer is late."""
+        wait_until(lambda: self.run("init", expect=None).code in (0, 5), within_s=30, what="the cluster to begin")
+
     def arguments(self, *words: str, only: bool = False) -> list[str]:
         """The command line of a call of the command; with ``only`` the words name the store themselves."""
         stores = [] if only else [word for store in self.stores for word in ("--store", store.client_url)]

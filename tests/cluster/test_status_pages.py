@@ -23,7 +23,7 @@ pytestmark = pytest.mark.cluster
 def lab(tmp_path: Path) -> Iterator[Lab]:
     """One node and one coordinator."""
     made = Lab(tmp_path, rules={"gross_notional": {"hard_usd": 1_000}})
-    made.run("init")
+    made.initialise()
     yield made
     made.close()
 
