@@ -103,7 +103,9 @@ class ProcessLimits:
             on_warning=on_warning,
             registry=registry,
             schedule=(
-                None if schedule is None else LimitSchedule(schedule, session_clock=session_clock_of(schedule, session_clock), clock=clock)
+                None
+                if schedule is None
+                else LimitSchedule(schedule, session_clock=session_clock_of(schedule, session_clock), clock=clock)
             ),
             max_working_orders=limits.orders.max_working_orders,
             price_required=True,
