@@ -39,10 +39,18 @@ def assert_said_again(
     assert set(lab.judge.accepted(lab.routers(), since_ns=certified_ns).values()) == {0}
 
 
+def knows_the_flag(lab: Lab, node: str) -> bool:
+    """The node has said that it holds the epoch of the store."""
+    ack = lab.cluster.acks().get(node)
+    return ack is not None and ack.epoch >= lab.flag().epoch
+
+
 def trades_again(lab: Lab) -> None:
     """Everybody joins again and a release ends it."""
     for node in lab.nodes:
         wait_until(lambda node=node: lab.is_joined(node), within_s=30, what=f"{node} to join again")
+        # One that reads a store that was set back only after the release would freeze once more.
+        wait_until(lambda node=node: knows_the_flag(lab, node), within_s=30, what=f"{node} to know the flag")
     lab.release(expect=None)
     lab.judge.wait_until_trading(lab.routers(), within_s=30)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+
+from killswitch.stores import StoreError, open_store
 from tests.conformance.rigs.zookeeper import SETTINGS, start_command
 from tests.containers.pods import DidNotTakeHold, Engine
 from tests.waiting import wait_until
@@ -51,4 +54,11 @@ class ZooKeeperServer:
         self._wait_until_serving()
 
     def _wait_until_serving(self) -> None:
-        wait_until(lambda: self._pod.reaches(self._host, PORT), within_s=SERVES_WITHIN_S, what="ZooKeeper to answer")
+        # It accepts connections before it serves.
+        wait_until(self._answers, within_s=SERVES_WITHIN_S, what="ZooKeeper to answer")
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(StoreError), open_store(self.url(), request_timeout_ms=2_000) as store:
+            store.read("/served")
+            return True
+        return False
