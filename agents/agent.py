@@ -19,7 +19,7 @@ from agents.decisions import FreezeScopes
 from agents.gate_shares import share_gate
 from agents.journal import Journal, JournalUnwritable
 from agents.link_server import FreezeRequest, LinkEvents, LinkServer
-from agents.membership import Identity, NameInUse
+from agents.membership import REPORT_UNREADABLE, Identity, NameInUse
 from agents.metrics import AgentMetrics
 from agents.node_limits import NodeLimitsFiles, RunningLimits
 from agents.node_monitor import NodeMonitor
@@ -137,6 +137,7 @@ class Agent:
             utilization_pct=self._utilization_pct,
             risk=self._risk_summary,
             limits_hash=lambda: self.limits.content_hash,
+            report_unreadable=self._freeze_for_what_is_unknown,
             sync_routers=lambda: self.stops.sync(self._link.push_stop, self._link.push_resume),
             after_ack=self._release_monitor_if_lifted,
         )
@@ -264,7 +265,15 @@ class Agent:
         except ValueError:
             scope = self._scopes.scope_for(None)
         finding = NodeFinding(trigger=request.trigger, level="freeze", reason=request.reason, figures=request.metadata)
-        source = f"{request.source}:{request.trigger}"
+        self._raise_once(f"{request.source}:{request.trigger}", scope, finding)
+
+    def _freeze_for_what_is_unknown(self, why: str) -> None:
+        """Freeze this node until a person has looked: what it held before an earlier run ended cannot be read."""
+        scope = Scope.parse(f"node:{self._identity.node}")
+        self._raise_once(REPORT_UNREADABLE, scope, NodeFinding(trigger=REPORT_UNREADABLE, level="freeze", reason=why))
+
+    def _raise_once(self, source: str, scope: Scope, finding: NodeFinding) -> None:
+        """Freeze for one source, unless its freeze is in force."""
         with self._raised_lock:
             raised = self._raised.get((source, Mode.FROZEN))
             if raised is None or not self._holds(raised):

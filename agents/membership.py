@@ -48,6 +48,10 @@ class Identity:
     gate: str
 
 
+REPORT_UNREADABLE = "report_unreadable"
+"""Trigger of the freeze of a node whose earlier report cannot be read: nobody knows what it holds."""
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """A node's lease as a commit names it, to be written only while the lease is held: its key and version."""
@@ -117,10 +121,12 @@ class Membership:
         utilization_pct: Callable[[], float | None],
         risk: Callable[[], dict[str, Any]],
         limits_hash: Callable[[], str],
+        report_unreadable: Callable[[str], None],
         report_min_interval_ms: int,
         report_max_interval_ms: int,
     ) -> None:
         self._cluster = cluster
+        self._report_unreadable = report_unreadable
         self._identity = identity
         self._keeper = keeper
         self._book = book
@@ -247,7 +253,10 @@ class Membership:
             log.info("earlier_lease_gone", node=self._identity.node)
 
     def _remember_routers(self) -> None:
-        """Take over the routers of an earlier run with what they held: a restart makes nothing vanish."""
+        """Take over the routers of an earlier run with what they held: a restart makes nothing vanish.
+
+        What cannot be read is unknown, and this agent's next report writes over it: the node is frozen for it first.
+        """
         key = self._cluster.keys.under("reports", self._identity.node)
         entry = self._cluster.store.read(key)
         if entry is None:
@@ -256,6 +265,7 @@ class Membership:
             report = ReportRecord.from_bytes(entry.value, key=key)
         except UnreadableRecord as error:
             log.error("own_report_unreadable", error=str(error))
+            self._report_unreadable(f"what the node held before is unknown: {error}")
             return
         self._count = report.report
         for router in report.routers:
@@ -263,6 +273,7 @@ class Membership:
                 exposure = Exposure.from_wire(router.exposure)
             except BadLine as error:
                 log.error("own_report_unreadable", router=router.router, error=str(error))
+                self._report_unreadable(f"what router {router.router} held before is unknown: {error}")
                 continue
             self._book.remember_lost(router.router, router.instance, exposure, router.orphaned_orders)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from agents.gatekeeper import GateKeeper, View
-from agents.membership import Place
+from agents.membership import REPORT_UNREADABLE, Place
 from agents.routers import RouterBook, RouterState, answer_of
 from killswitch.cluster import Cluster
 from killswitch.core.flag import Freeze, merge
@@ -194,7 +194,7 @@ class Acknowledger:
             epoch=flag.epoch,
             freezes=sorted(flag.freeze_ids()),
             mode=mode_name(strictest(cause.mode for cause in view.flag_causes)),
-            complete=answer.complete,
+            complete=answer.complete and not self._holds_what_is_unknown(view),
             orders_cancelled=answer.cancelled,
             orders_failed=answer.failed,
             orders_open=answer.open,
@@ -202,6 +202,14 @@ class Acknowledger:
             routers=router_answers(states, stop_epoch),
             at=self._cluster.wall_clock(),
         )
+
+    def _holds_what_is_unknown(self, view: View) -> bool:
+        """Tell whether the node is frozen because nobody can read what it held: no answer of its routers makes it flat.
+
+        The release of that freeze is a person's word that they have looked.
+        """
+        causes = (*view.flag_causes, *view.local_causes)
+        return any(cause.trigger == REPORT_UNREADABLE and cause.actor == f"agent:{self._node}" for cause in causes)
 
 
 def _says_the_same(one: AckRecord, other: AckRecord) -> bool:

@@ -60,6 +60,7 @@ class Node:
         utilization_pct: use of the node's limit, for reports.
         risk: what the node's rules find, for reports.
         limits_hash: tells the limits in force from others, for the node's record.
+        report_unreadable: told why nobody knows what the node held before.
         sync_routers: pushes what has changed to the routers.
         after_ack: called after each turn of the thread *acks*.
     """
@@ -72,6 +73,7 @@ class Node:
     utilization_pct: Callable[[], float | None]
     risk: Callable[[], dict[str, Any]]
     limits_hash: Callable[[], str]
+    report_unreadable: Callable[[str], None]
     sync_routers: Callable[[], None]
     after_ack: Callable[[], None]
 
@@ -109,6 +111,7 @@ class StoreSession:
             utilization_pct=node.utilization_pct,
             risk=node.risk,
             limits_hash=node.limits_hash,
+            report_unreadable=node.report_unreadable,
             report_min_interval_ms=node.settings.report_min_interval_ms,
             report_max_interval_ms=node.settings.report_max_interval_ms,
         )

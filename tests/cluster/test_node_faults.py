@@ -218,6 +218,32 @@ def test_an_agent_restarted_while_frozen_never_says_flat_of_a_lost_routers_order
     router.gate.close()
 
 
+def test_a_node_whose_earlier_report_cannot_be_read_waits_for_a_person(make_lab: Callable[..., Lab]) -> None:
+    """UNKNOWN IS FROZEN: after going back to an older version, say. The node's next report writes over what it held, so
+    the node is frozen, in the store as well, until somebody has looked and releases it; others trade on.
+    """
+    lab = make_lab()
+    lab.start_agent("n1")
+    lab.start_agent("n2")
+    router = Router(lab, "n1", "r1", working=2)
+    wait_until(lambda: lab.cluster.membership().exposure().working_orders == 2, what="the report")
+    lab.processes["n1"].kill()
+    vanish(router)
+    lab.store.commit({}, {lab.cluster.keys.under("reports", "n1"): b'{"v": 99}'})
+    lab.start_agent("n1", wait=False)
+    cause = wait_until(lambda: next(iter(lab.cluster.read_flag().flag.freezes), None), within_s=20, what="the freeze")
+    assert cause is not None
+    assert (cause.trigger, str(cause.scope), cause.actor) == ("report_unreadable", "node:n1", "agent:n1")
+    assert "what the node held before is unknown" in cause.reason
+    assert (lab.is_open("n1"), lab.is_open("n2")) == (False, True)
+    wait_until(lambda: lab.cluster.acks()["n1"].freezes == [cause.id], what="the ack of it")
+    assert not lab.cluster.acks()["n1"].complete
+    lab.release()
+    wait_until(lambda: lab.is_open("n1"), what="trading to resume after somebody has looked")
+    assert lab.cluster.acks()["n1"].complete
+    router.gate.close()
+
+
 def test_a_killed_agent_is_replaced_without_waiting_for_its_lease(make_lab: Callable[..., Lab]) -> None:
     """A crash is cheap: the gate's lock shows that the old agent is dead, so its lease need not run out."""
     lab = make_lab()

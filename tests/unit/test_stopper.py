@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,14 +10,14 @@ import pytest
 
 from agents.gatekeeper import GateKeeper
 from agents.journal import Journal
-from agents.membership import Identity, Membership, NameInUse
+from agents.membership import REPORT_UNREADABLE, Identity, Membership, NameInUse
 from agents.routers import RouterBook
 from agents.stopper import Acknowledger, RouterStops
 from killswitch.cluster import Cluster, new_freeze_id
 from killswitch.core.flag import Freeze
 from killswitch.core.modes import Mode
 from killswitch.core.permit import Timing
-from killswitch.core.scopes import GLOBAL
+from killswitch.core.scopes import GLOBAL, Scope
 from killswitch.gate import GateWriter
 from killswitch.link import Exposure, Holding
 from killswitch.records import AckRecord
@@ -33,6 +34,7 @@ class AgentAtStore:
     def __init__(self, folder: Path, store: FaultyStore, instance: str) -> None:
         self.cluster = Cluster(store, "c", timing=TIMING)
         self.instance = instance
+        self.unreadable: list[str] = []
         self.book = RouterBook()
         self.stops = RouterStops()
         page = folder / f"{instance}.gate"
@@ -48,6 +50,7 @@ class AgentAtStore:
             utilization_pct=lambda: None,
             risk=dict,
             limits_hash=lambda: "h",
+            report_unreadable=self.freeze_the_node,
             report_min_interval_ms=0,
             report_max_interval_ms=0,
         )
@@ -69,6 +72,14 @@ class AgentAtStore:
     def freeze(self) -> None:
         freeze = Freeze(new_freeze_id(), GLOBAL, Mode.FROZEN, "manual", "a test", "operator:test", "now")
         self.cluster.freeze(freeze, timeout_ms=1_000)
+
+    def freeze_the_node(self, why: str) -> None:
+        """As the agent does when nobody can read what it held."""
+        self.unreadable.append(why)
+        scope = Scope.parse("node:n1")
+        self.keeper.raise_local(
+            Freeze(f"unknown-{self.instance}", scope, Mode.FROZEN, REPORT_UNREADABLE, why, "agent:n1", "now")
+        )
 
     @property
     def ack(self) -> AckRecord | None:
@@ -158,6 +169,43 @@ def test_a_node_that_could_not_read_its_own_report_says_nothing_yet(
         assert agent.ack is None
     agent.membership.join()
     assert agent.acknowledger.write_ack()
+
+
+@pytest.mark.parametrize("what", ["the report", "one router"])
+def test_a_node_whose_earlier_report_cannot_be_read_is_frozen_and_never_flat(
+    make_agent: Callable[[str], AgentAtStore], what: str
+) -> None:
+    """UNKNOWN IS FROZEN, PROOF NOT HOPE: its next report writes over what it held, so the node is frozen before that;
+    it is not flat until a person has released that freeze.
+    """
+    earlier = make_agent("earlier")
+    earlier.membership.join()
+    earlier.book.hello("r1", "run-1", reconciled=True)
+    earlier.book.exposure("r1", "run-1", Exposure(working_orders=3))
+    earlier.membership.report_if_due()
+    earlier.membership.leave()
+    key = earlier.cluster.keys.under("reports", "n1")
+    entry = earlier.cluster.store.read(key)
+    assert entry is not None
+    report = json.loads(entry.value or b"")
+    if what == "the report":
+        report["v"] = 99
+    else:
+        report["routers"][0]["exposure"] = {"holdings": "?"}
+    earlier.cluster.store.commit({}, {key: json.dumps(report).encode()})
+    earlier.freeze()
+    later = make_agent("later")
+    later.membership.join()
+    assert [why.partition(" held before is unknown")[0] for why in later.unreadable] == [
+        "what the node" if what == "the report" else "what router r1"
+    ]
+    later.follow_the_flag()
+    assert later.acknowledger.write_ack()
+    assert later.ack is not None
+    assert not later.ack.complete
+    later.keeper.lift_local("unknown-later")
+    assert later.acknowledger.write_ack()
+    assert later.ack.complete
 
 
 def test_the_ack_of_a_lease_that_is_gone_is_refused_by_the_store(make_agent: Callable[[str], AgentAtStore]) -> None:
