@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,8 +18,12 @@ from typing import Any, NoReturn
 import docker
 import pytest
 from docker.errors import APIError, NotFound
+from docker.models.networks import Network
+
+from tests.waiting import wait_until
 
 LABEL = "org.killswitch.test.lab"
+LETS_GO_WITHIN_S = 3.0
 ENDED_BY_SIGTERM = 128 + signal.SIGTERM
 
 
@@ -56,8 +61,36 @@ def remove(client: docker.DockerClient, unwanted: Callable[[str], bool]) -> list
     for thing in (*client.networks.list(filters=filters), *client.volumes.list(filters=filters)):
         if unwanted(str((thing.attrs.get("Labels") or {}).get(LABEL, ""))):
             removed.append(str(thing.name))
-            _remove(thing.remove)
+            if isinstance(thing, Network):
+                remove_network(thing)
+            else:
+                _remove(thing.remove)
     return removed
+
+
+def remove_network(network: Network) -> None:
+    """Remove a network whose containers are gone, as far as the daemon can.
+
+    Now and then a daemon keeps an end of a container that it has removed, and refuses until it is started anew. That
+    network is empty, the next lab has others, and no scenario is judged by it: it is said, and left.
+    """
+    refusal = ""
+
+    def is_removed() -> bool:
+        nonlocal refusal
+        try:
+            _remove(network.remove)
+        except APIError as error:
+            if "active endpoints" not in str(error):
+                raise
+            refusal = str(error)
+            return False
+        return True
+
+    try:
+        wait_until(is_removed, within_s=LETS_GO_WITHIN_S, what=f"the network {network.name} to be let go")
+    except AssertionError:
+        print(f"\nDocker keeps the empty network {network.name} until it is started anew: {refusal}", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from docker.errors import DockerException, NotFound
 from docker.models.containers import Container
 
 from killswitch.clock import now_ns
-from tests.containers.leftovers import labels
+from tests.containers.leftovers import labels, remove_network
 from tests.images.choose import give_up
 from tests.waiting import wait_until
 
@@ -133,9 +133,11 @@ class Engine:
                 container.remove(force=True, v=True)
 
         in_parallel([lambda container=container: remove(container) for container in reversed(self._containers)])
-        for thing in (*self._networks.values(), *self._volumes):
+        for network in self._networks.values():
+            remove_network(network)
+        for volume in self._volumes:
             with contextlib.suppress(NotFound):
-                thing.remove()
+                volume.remove()
 
     def logs(self) -> str:
         """The last lines of every process of every pod."""
