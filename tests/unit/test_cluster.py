@@ -90,6 +90,20 @@ def freeze_now(cluster: Cluster, freeze: Freeze | None = None) -> Committed:
     return committed
 
 
+def lose_the_reply_and_all_that_follows(store: FaultyStore) -> None:
+    """The next commit happens, and nothing is heard of the store after it."""
+    store.lose_next_reply()
+    real = store.commit
+
+    def lose_and_cut(*args: Any, **named: Any) -> int:
+        try:
+            return real(*args, **named)
+        finally:
+            store.cut()
+
+    store.commit = lose_and_cut  # type: ignore[method-assign]
+
+
 def put(cluster: Cluster, key: str, value: bytes) -> None:
     """Write behind the cluster's back."""
     cluster.store.commit({}, {key: value})
@@ -285,16 +299,7 @@ def test_a_lost_reply_beyond_the_limit_leaves_exactly_one_entry(cluster: Cluster
 
 def test_a_freeze_that_may_be_in_says_so(cluster: Cluster, store: FaultyStore) -> None:
     """PROOF, NOT HOPE: when the reply was lost and the store is gone, the error says that it may be in force."""
-    store.lose_next_reply()
-    real = store.commit
-
-    def lose_and_cut(*args: Any, **named: Any) -> int:
-        try:
-            return real(*args, **named)
-        finally:
-            store.cut()
-
-    store.commit = lose_and_cut  # type: ignore[method-assign]
+    lose_the_reply_and_all_that_follows(store)
     with pytest.raises(FreezeNotCommitted, match="the freeze may or may not be in force") as refused:
         freeze_now(cluster)
     assert refused.value.may_have_happened
@@ -411,16 +416,7 @@ def test_a_release_whose_reply_was_lost_is_settled_by_the_history(cluster: Clust
 def test_a_release_that_may_be_in_says_so(cluster: Cluster, store: FaultyStore) -> None:
     """RELEASE IS FENCED: when the reply was lost and the store is gone, the error says that it may be in force."""
     freeze_now(cluster)
-    store.lose_next_reply()
-    real = store.commit
-
-    def lose_and_cut(*args: Any, **named: Any) -> int:
-        try:
-            return real(*args, **named)
-        finally:
-            store.cut()
-
-    store.commit = lose_and_cut  # type: ignore[method-assign]
+    lose_the_reply_and_all_that_follows(store)
     with pytest.raises(OutcomeUnknown, match="the release may or may not be in force"):
         cluster.release(epoch=2, ids=["f1"], actor="a", reason="r")
     store.heal()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -16,6 +15,7 @@ from killswitch.core.permit import Timing
 from killswitch.stores.faulty import FaultyStore
 from killswitch.stores.memory import MemoryStore
 from killswitch.stores.port import StoreUnavailable
+from tests.unit.test_cluster import lose_the_reply_and_all_that_follows
 from tests.unit.test_core_flag import a_freeze
 
 TIMEOUT_MS = 300
@@ -39,20 +39,6 @@ class Both:
         flags = self.set.read_flags()
         done = self.set.release(flags, epochs=epochs or self.epochs(), ids=ids, actor="operator:test", reason="a test")
         return [None if one is None else one.flag.epoch for one in done]
-
-
-def lose_the_reply_and_all_that_follows(store: FaultyStore) -> None:
-    """The next commit happens, and nothing is heard of the store after it."""
-    store.lose_next_reply()
-    real = store.commit
-
-    def lose_and_cut(*args: Any, **named: Any) -> int:
-        try:
-            return real(*args, **named)
-        finally:
-            store.cut()
-
-    store.commit = lose_and_cut  # type: ignore[method-assign]
 
 
 @pytest.fixture

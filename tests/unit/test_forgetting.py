@@ -35,7 +35,17 @@ from killswitch.records import LiveRecord, UnreadableRecord
 from killswitch.stores.faulty import FaultyStore
 from killswitch.stores.memory import MemoryStore
 from killswitch.stores.port import Conflict, OutcomeUnknown, StoreUnavailable
-from tests.unit.test_cluster import HandClock, a_node, a_report, an_ack, certificate_of, everything, freeze_now, put
+from tests.unit.test_cluster import (
+    HandClock,
+    a_node,
+    a_report,
+    an_ack,
+    certificate_of,
+    everything,
+    freeze_now,
+    lose_the_reply_and_all_that_follows,
+    put,
+)
 from tests.unit.test_core_flag import AT, a_freeze
 from tests.waiting import wait_until
 
@@ -380,16 +390,7 @@ def test_a_lost_reply_is_settled_by_the_history(cluster: Cluster, store: FaultyS
 def test_a_lost_reply_of_a_store_that_is_gone_is_said_to_be_unknown(cluster: Cluster, store: FaultyStore) -> None:
     """PROOF, NOT HOPE: the books may be without the node already, and the error says so."""
     remains = proven(cluster)
-    store.lose_next_reply()
-    real = store.commit
-
-    def lose_and_cut(*args: Any, **named: Any) -> int:
-        try:
-            return real(*args, **named)
-        finally:
-            store.cut()
-
-    store.commit = lose_and_cut  # type: ignore[method-assign]
+    lose_the_reply_and_all_that_follows(store)
     with pytest.raises(OutcomeUnknown, match="node 'n2' may or may not be forgotten"):
         forget_it(cluster, remains)
 
