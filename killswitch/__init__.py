@@ -8,4 +8,6 @@ from __future__ import annotations
 from killswitch.core.modes import Mode
 from killswitch.gate.reader import Blocked, Gate, GateError, GateUnavailable
 
-__all__ = ["Blocked", "Gate", "GateError", "GateUnavailable", "Mode"]
+__version__ = "0.1.0"
+
+__all__ = ["Blocked", "Gate", "GateError", "GateUnavailable", "Mode", "__version__"]

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from killswitch import __version__
 from killswitch.cli.context import CommandContext, sentence_errors
 
 COMMANDS = {
@@ -26,11 +27,14 @@ COMMANDS = {
     "doctor": ("killswitch.cli.doctor_command", "Say what is wrong with store, cluster and machine."),
     "gate": ("killswitch.cli.gate_command", "Show a gate page of this machine."),
     "config": ("killswitch.cli.config_commands", "Check and show the settings."),
-    "agent": ("killswitch.cli.daemon_commands", "Run the agent of a node."),
-    "coordinator": ("killswitch.cli.daemon_commands", "Run a coordinator."),
-    "replay": ("killswitch.cli.replay_command", "A tape of bars through the account monitor."),
-    "scenario": ("killswitch.cli.scenario_commands", "Named runs with a verdict."),
-    "demo": ("killswitch.cli.demo_command", "A cluster of trading nodes is stopped by its own rules, with proof."),
+    "agent": ("killswitch_agent.command", "Run the agent of a node."),
+    "coordinator": ("killswitch_coordinator.command", "Run a coordinator."),
+    "replay": ("killswitch.simulation.commands.replay_command", "A tape of bars through the account monitor."),
+    "scenario": ("killswitch.simulation.commands.scenario_commands", "Named runs with a verdict."),
+    "demo": (
+        "killswitch.simulation.commands.demo_command",
+        "A cluster of trading nodes is stopped by its own rules, with proof.",
+    ),
 }
 
 
@@ -79,7 +83,7 @@ class LazyGroup(click.Group):
     show_default=True,
     help="What stdout holds.",
 )
-@click.version_option(package_name="killswitch", prog_name="killswitch")
+@click.version_option(__version__, prog_name="killswitch")
 @click.pass_context
 def cli(
     ctx: click.Context, config_path: Path | None, stores: tuple[str, ...], cluster: str | None, output: str

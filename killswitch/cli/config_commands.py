@@ -102,15 +102,15 @@ def schema(which: str) -> None:
 
 def _schema_of(which: str) -> dict[str, Any]:
     if which == "risk-limits":
-        from agents.risk.risk_limits_file import limits_schema  # noqa: PLC0415 - only when used
+        from killswitch.risk.process.risk_limits_file import limits_schema  # noqa: PLC0415 - only when used
 
         return limits_schema()
     if which == "risk-rules":
-        from agents.risk.policy_settings import rules_schema  # noqa: PLC0415 - only when used
+        from killswitch.risk.exposure.policy_settings import rules_schema  # noqa: PLC0415 - only when used
 
         return rules_schema()
-    from killswitch.config import Settings  # noqa: PLC0415 - only when used
-    from killswitch.settings_schema import settings_schema  # noqa: PLC0415 - only when used
+    from killswitch.settings.config import Settings  # noqa: PLC0415 - only when used
+    from killswitch.settings.settings_schema import settings_schema  # noqa: PLC0415 - only when used
 
     return settings_schema(Settings)
 

@@ -18,9 +18,9 @@ import click
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from killswitch.cluster import Cluster
-    from killswitch.cluster_set import ClusterSet
-    from killswitch.config import Settings
+    from killswitch.cluster.cluster import Cluster
+    from killswitch.cluster.cluster_set import ClusterSet
+    from killswitch.settings.config import Settings
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
@@ -53,7 +53,7 @@ class CommandContext:
 
     def settings(self, **overrides: Any) -> Settings:
         """Read the settings with the command line over them."""
-        from killswitch.config import load_settings  # noqa: PLC0415 - only commands that need settings pay for them
+        from killswitch.settings.config import load_settings  # noqa: PLC0415 - only commands that need settings pay for them
 
         given = {"store": list(self.store_urls) or None, "cluster": self.cluster_name, **overrides}
         return load_settings(self.config_path, {name: value for name, value in given.items() if value is not None})
@@ -68,8 +68,8 @@ class CommandContext:
             settings: as read already.
             request_timeout_ms: time for one call, where it is not that of the settings.
         """
-        from killswitch.cluster import Cluster  # noqa: PLC0415 - only commands that need a store pay for it
-        from killswitch.cluster_set import ClusterSet  # noqa: PLC0415 - as above
+        from killswitch.cluster.cluster import Cluster  # noqa: PLC0415 - only commands that need a store pay for it
+        from killswitch.cluster.cluster_set import ClusterSet  # noqa: PLC0415 - as above
         from killswitch.stores import open_store  # noqa: PLC0415 - as above
 
         settings = settings or self.settings()
@@ -169,13 +169,13 @@ def sentence_errors() -> Iterator[None]:
 
 def exit_code_of(error: Exception) -> int | None:
     """Return the exit code of an expected fault, ``None`` for a bug."""
-    from killswitch.cluster import AlreadyInitialised, FreezeNotCommitted, NotInitialised  # noqa: PLC0415 - on a fault
-    from killswitch.cluster_set import PartlyReleased  # noqa: PLC0415 - on a fault only
-    from killswitch.config import ConfigError  # noqa: PLC0415 - on a fault only
+    from killswitch.cluster.cluster import AlreadyInitialised, FreezeNotCommitted, NotInitialised  # noqa: PLC0415 - on a fault
+    from killswitch.cluster.cluster_set import PartlyReleased  # noqa: PLC0415 - on a fault only
+    from killswitch.cluster.forgetting import PartlyForgotten  # noqa: PLC0415 - on a fault only
+    from killswitch.cluster.records import UnreadableRecord  # noqa: PLC0415 - on a fault only
     from killswitch.core.flag import FlagError  # noqa: PLC0415 - on a fault only
-    from killswitch.forgetting import PartlyForgotten  # noqa: PLC0415 - on a fault only
     from killswitch.gate import GateError, GateOwned  # noqa: PLC0415 - on a fault only
-    from killswitch.records import UnreadableRecord  # noqa: PLC0415 - on a fault only
+    from killswitch.settings.config import ConfigError  # noqa: PLC0415 - on a fault only
     from killswitch.stores import Conflict, OutcomeUnknown, StoreError, StoreUnavailable  # noqa: PLC0415 - on a fault
 
     ranked: tuple[tuple[type[Exception] | tuple[type[Exception], ...], int], ...] = (

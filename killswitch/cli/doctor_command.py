@@ -12,9 +12,9 @@ import click
 from killswitch.cli.context import EXIT_ERROR, EXIT_STORE_UNAVAILABLE, CommandContext, print_table
 
 if TYPE_CHECKING:
-    from killswitch.config import Settings
     from killswitch.doctor.measurements import Examination, StoreExamined
     from killswitch.doctor.verdict import Finding
+    from killswitch.settings.config import Settings
 
 
 @click.command()

@@ -20,8 +20,8 @@ from killswitch.cli.context import (
 )
 
 if TYPE_CHECKING:
-    from killswitch.cluster import Cluster, Committed
-    from killswitch.cluster_set import ClusterSet
+    from killswitch.cluster.cluster import Cluster, Committed
+    from killswitch.cluster.cluster_set import ClusterSet
     from killswitch.core.certificate import Certificate
     from killswitch.core.flag import Flag, Freeze
 
@@ -72,7 +72,7 @@ def freeze(
     Exits 0 only when every gate is proven closed (stopped) and every working order proven cancelled (flat); 3 when the
     freeze is in force but that is not proven in time. Each --scope is a freeze of its own.
     """
-    from killswitch.certificates import (  # noqa: PLC0415 - loads a client
+    from killswitch.cluster.certificates import (  # noqa: PLC0415 - loads a client
         CertificateCollector,
         NodesUnreadable,
         wait_in_all_stores,
@@ -110,7 +110,7 @@ def _commit_all(stores: ClusterSet, wanted: Sequence[Freeze], timeout_ms: int) -
     The commits of a cause are those of the stores that have taken *all* causes up to it, so that the last names the
     stores that can prove everything.
     """
-    from killswitch.cluster import FreezeNotCommitted  # noqa: PLC0415 - only when used
+    from killswitch.cluster.cluster import FreezeNotCommitted  # noqa: PLC0415 - only when used
 
     commits: list[Mapping[int, Committed]] = []
     for cause in wanted:
@@ -134,7 +134,7 @@ def _commit_all(stores: ClusterSet, wanted: Sequence[Freeze], timeout_ms: int) -
 
 def _wanted_freezes(reason: str, scopes: Sequence[str], mode: str, trigger: str) -> list[Freeze]:
     from killswitch.clock import wall_now  # noqa: PLC0415 - only when used
-    from killswitch.cluster import new_freeze_id  # noqa: PLC0415 - only when used
+    from killswitch.cluster.cluster import new_freeze_id  # noqa: PLC0415 - only when used
     from killswitch.core.flag import Freeze  # noqa: PLC0415 - only when used
     from killswitch.core.modes import Mode  # noqa: PLC0415 - only when used
     from killswitch.core.scopes import Scope  # noqa: PLC0415 - only when used

@@ -19,9 +19,9 @@ from killswitch.cli.context import (
 )
 
 if TYPE_CHECKING:
-    from killswitch.cluster import Cluster
-    from killswitch.cluster_set import ClusterSet
-    from killswitch.forgetting import Remains
+    from killswitch.cluster.cluster import Cluster
+    from killswitch.cluster.cluster_set import ClusterSet
+    from killswitch.cluster.forgetting import LostNode
 
 WAIT_STEP_S = 0.1
 
@@ -39,7 +39,7 @@ def forget(context: CommandContext, *, node: str, reason: str, yes: bool) -> Non
     of them does not answer. The history keeps all that was known. Exits 5 when the node is alive, shows itself
     meanwhile, or is unknown; nothing is forgotten then.
     """
-    from killswitch.forgetting import forget_in_all  # noqa: PLC0415 - loads the store's client
+    from killswitch.cluster.forgetting import forget_in_all  # noqa: PLC0415 - loads the store's client
 
     with context.clusters() as stores:
         found = _look(stores, node)
@@ -72,9 +72,9 @@ def forget(context: CommandContext, *, node: str, reason: str, yes: bool) -> Non
         context.emit_json("forget", body)
 
 
-def _look(stores: ClusterSet, node: str) -> list[tuple[Cluster, Remains]]:
+def _look(stores: ClusterSet, node: str) -> list[tuple[Cluster, LostNode]]:
     """Look in every store; one that does not answer keeps all of them from forgetting."""
-    from killswitch.forgetting import command_for, look_in_all  # noqa: PLC0415 - loads the store's client
+    from killswitch.cluster.forgetting import command_for, look_in_all  # noqa: PLC0415 - loads the store's client
     from killswitch.stores import StoreError  # noqa: PLC0415 - as above
 
     try:
@@ -130,8 +130,8 @@ def _confirm(stores: ClusterSet, node: str, *, yes: bool) -> None:
         raise CommandError("nothing was forgotten", EXIT_ERROR)
 
 
-def _wait_until_no_permit_is_left(found: Sequence[tuple[Cluster, Remains]]) -> None:
-    from killswitch.forgetting import wait_left_ms  # noqa: PLC0415 - only when used
+def _wait_until_no_permit_is_left(found: Sequence[tuple[Cluster, LostNode]]) -> None:
+    from killswitch.cluster.forgetting import wait_left_ms  # noqa: PLC0415 - only when used
 
     def left_ms() -> float:
         return max(wait_left_ms(cluster, remains) for cluster, remains in found)

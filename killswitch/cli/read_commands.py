@@ -15,11 +15,11 @@ from killswitch.cli.forget_command import forget
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from killswitch.cluster import Cluster, Membership
-    from killswitch.cluster_set import ClusterSet
+    from killswitch.cluster.cluster import Cluster, NodeRoster
+    from killswitch.cluster.cluster_set import ClusterSet
+    from killswitch.cluster.records import LeaderRecord
     from killswitch.core.flag import Flag
     from killswitch.core.history import HistoryEntry
-    from killswitch.records import LeaderRecord
     from killswitch.stores import Entry
 
 
@@ -52,12 +52,12 @@ def status(context: CommandContext) -> None:
             _show_status(cluster, *seen)
 
 
-def _read_status(cluster: Cluster) -> tuple[Flag, Membership, LeaderRecord | None]:
+def _read_status(cluster: Cluster) -> tuple[Flag, NodeRoster, LeaderRecord | None]:
     return cluster.read_flag().flag, cluster.membership(), _readable_leader(cluster)
 
 
 def _status_of_several(context: CommandContext, stores: ClusterSet) -> None:
-    from killswitch.cluster_set import EXPECTED_FAULTS  # noqa: PLC0415 - only when used
+    from killswitch.cluster.cluster_set import EXPECTED_FAULTS  # noqa: PLC0415 - only when used
     from killswitch.core.modes import Mode, strictest  # noqa: PLC0415 - only when used
     from killswitch.stores import StoreError  # noqa: PLC0415 - only when used
 
@@ -89,7 +89,7 @@ def _status_of_several(context: CommandContext, stores: ClusterSet) -> None:
 
 
 def _readable_leader(cluster: Cluster) -> LeaderRecord | None:
-    from killswitch.records import UnreadableRecord  # noqa: PLC0415 - only when used
+    from killswitch.cluster.records import UnreadableRecord  # noqa: PLC0415 - only when used
 
     try:
         return cluster.leader()
@@ -98,7 +98,7 @@ def _readable_leader(cluster: Cluster) -> LeaderRecord | None:
         return None
 
 
-def _status_body(cluster: Cluster, flag: Flag, membership: Membership, leader: LeaderRecord | None) -> dict[str, Any]:
+def _status_body(cluster: Cluster, flag: Flag, membership: NodeRoster, leader: LeaderRecord | None) -> dict[str, Any]:
     return {
         "cluster": cluster.name,
         "store": cluster.store.address,
@@ -110,7 +110,7 @@ def _status_body(cluster: Cluster, flag: Flag, membership: Membership, leader: L
     }
 
 
-def _node_lines(membership: Membership) -> list[dict[str, Any]]:
+def _node_lines(membership: NodeRoster) -> list[dict[str, Any]]:
     """One line per registered node. A lost node's permit has run out: its lease outlives every permit."""
     lines = []
     for name in sorted(membership.nodes):
@@ -139,7 +139,7 @@ def _node_lines(membership: Membership) -> list[dict[str, Any]]:
     return lines
 
 
-def _show_status(cluster: Cluster, flag: Flag, membership: Membership, leader: LeaderRecord | None) -> None:
+def _show_status(cluster: Cluster, flag: Flag, membership: NodeRoster, leader: LeaderRecord | None) -> None:
     led = f"{leader.id} (term {leader.term})" if leader else "nobody"
     scoped = bool(flag.freezes) and all(not freeze.scope.is_global for freeze in flag.freezes)
     where = " in the scopes below, the rest trades" if scoped else ""
@@ -298,8 +298,8 @@ def _why(entry: HistoryEntry) -> str:
 @click.pass_obj
 def watch(context: CommandContext, count: int | None) -> None:
     """Show the flag now and at every change, one line each (one JSON object a line with -o json)."""
-    from killswitch.cluster import NotInitialised  # noqa: PLC0415 - loads the store's client
-    from killswitch.records import UnreadableRecord  # noqa: PLC0415 - as above
+    from killswitch.cluster.cluster import NotInitialised  # noqa: PLC0415 - loads the store's client
+    from killswitch.cluster.records import UnreadableRecord  # noqa: PLC0415 - as above
     from killswitch.stores import StoreError  # noqa: PLC0415 - as above
 
     with context.cluster() as cluster:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from killswitch.cli.context import EXIT_ERROR, EXIT_USAGE, CommandContext, CommandError, print_table, talk
 
 if TYPE_CHECKING:
-    from agents.risk.policy_settings import RiskRules
-    from agents.risk.risk_limits_file import RiskLimitsFile
-    from killswitch.config import Settings
+    from killswitch.risk.exposure.policy_settings import RiskRules
+    from killswitch.risk.process.risk_limits_file import RiskLimitsFile
+    from killswitch.settings.config import Settings
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ def check_risk_files(settings: Settings, limits_path: Path | None, rules_path: P
     Raises:
         CommandError: with every fault of both files, exit code 2.
     """
-    from agents.risk.settings_file import load_risk_rules  # noqa: PLC0415 - only when used
+    from killswitch.risk.exposure.policy_settings import load_risk_rules  # noqa: PLC0415 - only when used
 
     named = settings.agent
     if limits_path is None and rules_path is None:
@@ -80,42 +80,54 @@ def _limits_with_rules(path: Path) -> RiskLimitsFile:
     Raises:
         ValueError: it cannot be used; the message has one line for each fault.
     """
-    from prometheus_client import CollectorRegistry  # noqa: PLC0415 - only when used
-
-    from agents.node_limits import figure_rules  # noqa: PLC0415 - only when used
-    from agents.risk.risk_limits_file import load_risk_limits  # noqa: PLC0415 - only when used
-    from agents.risk.rule_loading import RuleNotUsable, load_node_rules, load_order_rules  # noqa: PLC0415 - as above
-    from killswitch.clock import now_ns  # noqa: PLC0415 - only when used
+    from killswitch.risk.process.risk_limits_file import load_risk_limits  # noqa: PLC0415 - only when used
+    from killswitch.risk.process.rule_loading import RuleNotUsable, load_node_rules, load_order_rules  # noqa: PLC0415 - as above
 
     limits = load_risk_limits(path)
     faults = []
     makes: tuple[Callable[[], object], ...] = (
         lambda: load_order_rules(limits.rules.orders),
         lambda: load_node_rules(limits.rules.node),
-        lambda: figure_rules(limits, clock=now_ns, registry=CollectorRegistry()),
+        lambda: _make_figures(limits),
     )
     for make in makes:
         try:
             make()
-        except ValueError as error:
+        except (ImportError, ValueError) as error:  # an extra that is not installed is a sentence too
             faults.append(f"{path}: {error}")
     if faults:
         raise RuleNotUsable("\n".join(faults))
     return limits
 
 
+def _make_figures(limits: RiskLimitsFile) -> None:
+    """Make what needs an extra, where the file has its section.
+
+    Raises:
+        ImportError: the extra is not installed; the message says how it is.
+    """
+    if limits.value_at_risk is not None:
+        from killswitch.risk.figures.value_at_risk import ValueAtRiskMonitor  # noqa: PLC0415 - only when used
+
+        ValueAtRiskMonitor(limits.value_at_risk)
+    if limits.anomaly is not None:
+        from killswitch.risk.figures.anomaly import AnomalyDetector  # noqa: PLC0415 - only when used
+
+        AnomalyDetector(limits.anomaly)
+
+
 def _calendar(rules: RiskRules) -> object:
     import time  # noqa: PLC0415 - only when used
 
-    from agents.risk.node_policy_rule import session_clock  # noqa: PLC0415 - only when used
     from killswitch.clock import now_ns  # noqa: PLC0415 - only when used
+    from killswitch.risk.exposure.trading_session import session_clock  # noqa: PLC0415 - only when used
 
     return session_clock(rules, wall_ns=time.time_ns, clock=now_ns)
 
 
 def _limits_sentence(limits: RiskLimitsFile) -> str:
     """Say what is on, in one sentence."""
-    from agents.risk.pretrade.message_throttle import most_in_a_second  # noqa: PLC0415 - only when used
+    from killswitch.risk.pretrade.message_throttle import most_in_a_second  # noqa: PLC0415 - only when used
 
     orders, pretrade = limits.orders, limits.pretrade
     on = [name for name in type(pretrade).model_fields if _is_section_on(pretrade, name)]
@@ -189,7 +201,7 @@ def show_limits_history(context: CommandContext, file: Path) -> None:
     """
     from rich.table import Table  # noqa: PLC0415 - only tables pay for it
 
-    from agents.risk.limits_audit import read_audit  # noqa: PLC0415 - only when used
+    from killswitch.risk.process.limits_audit import read_audit  # noqa: PLC0415 - only when used
 
     try:
         entries, faults = read_audit(file)

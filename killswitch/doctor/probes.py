@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
-from killswitch.cluster import Cluster, NotInitialised
+from killswitch.cluster.cluster import Cluster, NotInitialised
+from killswitch.cluster.records import UnreadableRecord
 from killswitch.doctor.measurements import Attempt, ClusterSeen, NodeSeen, RoundTrips, StoreExamined, StoreSeen
-from killswitch.records import UnreadableRecord
 from killswitch.stores.port import Conflict, Entry, Store, StoreError, StoreForbidden
 
 CALLS = 20

@@ -13,9 +13,9 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from agents.risk.account_limits import AccountLimits
-from agents.risk.account_monitor import RiskMonitor
-from agents.risk.account_state import AccountState, AccountTick, Holding, PriceTick
+from killswitch.risk.account.account_monitor import RiskMonitor
+from killswitch.risk.account.account_state import AccountState, AccountTick, Holding, PriceTick
+from killswitch.risk.account_limits import AccountLimits
 from tests.bench.timed_calls import figures_beside, no_collection, print_rows
 
 TICKS = 50_000

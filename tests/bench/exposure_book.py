@@ -12,10 +12,10 @@ import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
-from agents.risk.exposure_book import ExposureBook
-from agents.risk.policy_monitor import decide_for
-from agents.risk.policy_settings import ExposureSettings
-from agents.risk.policy_table import PolicyDecisionTable, Regime
+from killswitch.risk.exposure.exposure_book import ExposureBook
+from killswitch.risk.exposure.policy_monitor import decide_for
+from killswitch.risk.exposure.policy_settings import ExposureSettings
+from killswitch.risk.exposure.policy_table import PolicyDecisionTable, Regime
 from tests.bench.timed_calls import figures_beside, no_collection, print_rows
 
 CALLS = 20_000

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from killswitch.stores import open_store
-from killswitch.stores.embedded import EmbeddedStore
+from killswitch.stores.etcd.embedded import EmbeddedStore
 
 KINDS = ("etcd", "redis", "zookeeper")
 KEY = "/bench/baseline"

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from river.anomaly import HalfSpaceTrees
 
-from agents.risk.anomaly import AnomalyDetector
-from agents.risk.anomaly_settings import AnomalySettings
-from agents.risk.value_at_risk import ValueAtRiskMonitor
-from agents.risk.value_at_risk_settings import ValueAtRiskSettings
+from killswitch.risk.figures.anomaly import AnomalyDetector
+from killswitch.risk.figures.anomaly_settings import AnomalySettings
+from killswitch.risk.figures.value_at_risk import ValueAtRiskMonitor
+from killswitch.risk.figures.value_at_risk_settings import ValueAtRiskSettings
 from tests.bench.timed_calls import figures_beside, no_collection, print_rows
 
 CALLS = 2_000

@@ -34,9 +34,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from killswitch.certificates import CertificateCollector
 from killswitch.clock import CLOCK_ID, now_ns, wall_now
-from killswitch.cluster import Cluster, Committed, new_freeze_id
+from killswitch.cluster.certificates import CertificateCollector
+from killswitch.cluster.cluster import Cluster, Committed, new_freeze_id
 from killswitch.core.certificate import Certificate, Proof
 from killswitch.core.flag import Freeze
 from killswitch.core.modes import Mode

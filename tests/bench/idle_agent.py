@@ -25,10 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from killswitch.cluster import Cluster
+from killswitch.cluster.cluster import Cluster
 from killswitch.gate import Gate
 from killswitch.stores import open_store
-from killswitch.stores.embedded import EmbeddedStore
+from killswitch.stores.etcd.embedded import EmbeddedStore
 from tests.bench.freeze_fanout import CLUSTER, start_process
 
 SECONDS = 60

@@ -19,12 +19,12 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from agents.risk.limit_schedule import LimitSchedule, LimitScheduleSettings
-from agents.risk.pretrade import PreTradeControls
-from agents.risk.pretrade_settings import PreTradeSettings
-from agents.risk.runtime_monitor import RuntimeRiskMonitor
 from killswitch.clock import now_ns
 from killswitch.gate import Gate, GateWriter
+from killswitch.risk.limits.limit_schedule import LimitSchedule, LimitScheduleSettings
+from killswitch.risk.limits.runtime_monitor import RuntimeRiskMonitor
+from killswitch.risk.pretrade import PreTradeControls
+from killswitch.risk.pretrade.pretrade_settings import PreTradeSettings
 from tests.bench.timed_calls import no_collection, percentile
 
 CALLS = 20_000

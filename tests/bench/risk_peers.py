@@ -1,7 +1,8 @@
 """The risk checks beside other people's: pybreaker's closed circuit, the risk engine of NautilusTrader where installed.
 
-Both are optional: ``pip install 'killswitch[bench]'`` brings pybreaker, ``pip install nautilus_trader`` the other. What
-each does in the time that is measured differs, and is said here: pybreaker calls a function through a closed circuit;
+Both are optional: ``pip install 'killswitch-cluster[bench]'`` brings pybreaker, ``pip install nautilus_trader`` the
+other. What each does in the time that is measured differs, and is said here: pybreaker calls a function through a
+closed circuit;
 NautilusTrader's compiled engine judges a submit command (trading state, rate, price, quantity, value) and passes it on.
 Neither knows working orders, reservations, several processes, or the health of a price. Figures are for reading.
 """
@@ -15,7 +16,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from agents.risk.circuit_breaker import CircuitBreaker
+from killswitch.risk.breaker.circuit_breaker import CircuitBreaker
 from tests.bench.pretrade_check import make
 from tests.bench.timed_calls import no_collection, percentile, print_rows
 

@@ -14,11 +14,11 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from agents.risk.account_limits import AccountLimits
-from agents.risk.account_monitor import RiskMonitor
-from agents.risk.account_state import PriceTick
-from agents.risk.exposure_book import ExposureBook
-from agents.risk.runtime_monitor import RuntimeRiskMonitor
+from killswitch.risk.account.account_monitor import RiskMonitor
+from killswitch.risk.account.account_state import PriceTick
+from killswitch.risk.account_limits import AccountLimits
+from killswitch.risk.exposure.exposure_book import ExposureBook
+from killswitch.risk.limits.runtime_monitor import RuntimeRiskMonitor
 
 CALLS = 40_000
 THREADS = 8

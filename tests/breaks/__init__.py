@@ -1,4 +1,4 @@
-"""Deliberate breaks of the code, one file of them for each promise or part; ``python -m tests.breaks`` carries them out.
+"""Deliberate breaks of the code, one file for each promise or part; ``python -m tests.breaks`` carries them out.
 
 A break is what stands in the code, what the break puts there, and the tests that must turn red. docs/guarantees.md
 names each by its words; CONTRIBUTING.md says how one is written.
@@ -50,7 +50,9 @@ def read_breaks() -> tuple[Break, ...]:
             if not run or not red:
                 raise ValueError(f"{path.name}: the break {broken.what!r} names no test")
             if broken.what in found:
-                raise ValueError(f"{path.name}: {found[broken.what].source} has a break of the same words: {broken.what!r}")
+                raise ValueError(
+                    f"{path.name}: {found[broken.what].source} has a break of the same words: {broken.what!r}"
+                )
             found[broken.what] = broken
     return tuple(found.values())
 

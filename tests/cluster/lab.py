@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from killswitch import Gate, GateError
-from killswitch.cluster import Cluster, NotInitialised
+from killswitch.cluster.cluster import Cluster, NotInitialised
+from killswitch.cluster.records import UnreadableRecord
 from killswitch.core.permit import Timing
-from killswitch.records import UnreadableRecord
 from killswitch.stores import StoreError, StoreUnavailable, open_store
-from killswitch.stores.embedded import EmbeddedStore
-from tests.waiting import wait_until
+from killswitch.stores.etcd.embedded import EmbeddedStore
+from tests.support.waiting import wait_until
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]

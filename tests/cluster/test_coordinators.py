@@ -12,7 +12,7 @@ from killswitch.core.permit import worst_case
 from killswitch.link import Exposure, Holding
 from tests.cluster.lab import FAULT_FACTOR, TIMING, Lab
 from tests.cluster.test_node_faults import Router, readable_flag
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from agents.scenarios.demo import DemoOptions, certificate_faults, option_faults
+from killswitch.simulation.demo.demo import DemoOptions, certificate_faults, option_faults
 from tests.cluster.lab import MEMORY
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 DEMO = [sys.executable, "-m", "killswitch", "demo"]
 IN_MEMORY = {"TMPDIR": str(MEMORY)} if MEMORY.is_dir() else {}

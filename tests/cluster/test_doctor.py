@@ -9,7 +9,7 @@ import pytest
 
 from killswitch.doctor.servers import FORGETFUL_ETCD
 from tests.cluster.lab import Lab
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 

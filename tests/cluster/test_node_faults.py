@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from killswitch_agent.routers import RouterPresence
 
-from agents.routers import RouterPresence
 from killswitch import Gate
+from killswitch.cluster.records import AckRecord, NodeRecord
 from killswitch.core.permit import expiry_bound_ms, worst_case
 from killswitch.link import Exposure, Holding
-from killswitch.records import AckRecord, NodeRecord
 from killswitch.stores import Entry
 from tests.cluster.lab import FAULT_FACTOR, TIMING, Lab
 from tests.cluster.router import Router
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 

@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 import yaml
 
-from agents.risk.limits_audit import read_audit
 from killswitch import Gate
 from killswitch.core.flag import Freeze
 from killswitch.link import Exposure, Holding
+from killswitch.risk.process.limits_audit import read_audit
 from tests.cluster.lab import Lab, clean_environment
 from tests.cluster.router import Router
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 RULES = """
 import os, threading
-from agents.risk.node_rule import NodeFinding
+from killswitch.risk.node_rule import NodeFinding
 
 class FollowsAFile:
     '''Finds what a file says: its level, and its figure.'''

@@ -9,7 +9,7 @@ import pytest
 from killswitch.core.permit import expiry_bound_ms, worst_case
 from tests.cluster.lab import FAULT_FACTOR, TIMING, Lab
 from tests.cluster.router import Router
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 

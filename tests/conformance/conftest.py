@@ -20,7 +20,7 @@ from tests.conformance.rigs.observer import Observer
 from tests.conformance.rigs.redis import RedisContainerRig, RedisUrlRig
 from tests.conformance.rigs.zookeeper import ZooKeeperContainerRig, ZooKeeperUrlRig
 from tests.images.choose import choose_image, do_without_ryuk_where_it_cannot_be_had, give_up, require_docker
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 DOCKER = [pytest.mark.docker, pytest.mark.timeout(900)]
 KINDS = ["memory", "embedded", *(pytest.param(kind, marks=DOCKER) for kind in ("etcd", "redis", "zookeeper"))]

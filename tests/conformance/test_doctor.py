@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from killswitch.cluster import Cluster
-from killswitch.records import LeaderRecord
+from killswitch.cluster.cluster import Cluster
+from killswitch.cluster.records import LeaderRecord
 from killswitch.stores import open_store
 from tests.conformance.rigs.etcd_cluster import EtcdCluster
 from tests.conformance.rigs.redis import RedisContainerRig
@@ -21,9 +21,9 @@ from tests.conformance.rigs.sentinel import SentinelRig
 from tests.conformance.rigs.zookeeper import ZooKeeperContainerRig
 from tests.conformance.rigs.zookeeper_ensemble import ZooKeeperEnsemble
 from tests.images.choose import choose_image, do_without_ryuk_where_it_cannot_be_had, require_docker
-from tests.unit.test_cluster import put
-from tests.unit.test_core_flag import AT
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
+from tests.unit.cluster.test_cluster import put
+from tests.unit.core.test_core_flag import AT
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
 

@@ -13,13 +13,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from killswitch.stores import Conflict, Entry, LeaseLost, Store, StoreForbidden, StoreUnavailable, open_store
-from killswitch.stores.etcd import EtcdStore
+from killswitch.stores.etcd.store import EtcdStore
 from killswitch.stores.urls import Login
 from tests.conformance.rigs.etcd_secure import ALLOWED_PREFIX, PASSWORDS, TOKEN_FLAGS, SecureEtcd
 from tests.conformance.rigs.network import free_port
 from tests.conformance.rigs.observer import Observer
 from tests.images.choose import choose_image, do_without_ryuk_where_it_cannot_be_had, require_docker
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
 

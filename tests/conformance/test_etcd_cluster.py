@@ -15,7 +15,7 @@ from pyetcd import etcdrpc
 from structlog.testing import capture_logs
 
 from killswitch.stores import Entry, OutcomeUnknown, Store, StoreError, StoreUnavailable
-from killswitch.stores.etcd import EtcdStore
+from killswitch.stores.etcd.store import EtcdStore
 from tests.conformance.rigs.base import BACKOFF_CAP_MS, wait_until_serving
 from tests.conformance.rigs.etcd import open_impatient_etcd
 from tests.conformance.rigs.etcd_cluster import (
@@ -28,7 +28,7 @@ from tests.conformance.rigs.etcd_cluster import (
 from tests.conformance.rigs.observer import Observer
 from tests.conformance.rigs.warm import commit_in_the_end, hold_in_the_end, wait_until_reading
 from tests.images.choose import choose_image, do_without_ryuk_where_it_cannot_be_had, require_docker
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
 

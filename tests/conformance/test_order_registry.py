@@ -16,9 +16,8 @@ import redis
 import structlog
 from click.testing import CliRunner
 
-from agents.scenarios import rig as scenarios
-from agents.scenarios.redis_order_registry import PREFIX, RedisOrderRegistry, RedisRegistries
-from agents.scenarios.rig_orders import (
+from killswitch.cli import cli
+from killswitch.routing.order_registry import (
     LIVE,
     MemoryOrderRegistry,
     OrderError,
@@ -27,7 +26,8 @@ from agents.scenarios.rig_orders import (
     RigOrder,
     RigOrderState,
 )
-from killswitch.cli import cli
+from killswitch.routing.redis_order_registry import PREFIX, RedisOrderRegistry, RedisRegistries
+from killswitch.simulation import rig as scenarios
 from tests.conformance.conftest import DOCKER
 from tests.conformance.rigs.memory import MemoryRig
 from tests.conformance.rigs.redis import RedisContainerRig, image_of_redis
@@ -324,7 +324,7 @@ def test_orders_are_found_by_id_intent_symbol_and_side(registry: OrderRegistry) 
 def test_the_registry_has_a_limit_and_a_replace_beyond_it_cancels_nothing(
     registry: OrderRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agents.scenarios.rig_orders.MAX_ORDERS", 1)
+    monkeypatch.setattr("killswitch.routing.order_registry.MAX_ORDERS", 1)
     order, _ = submit(registry, "i")
     with pytest.raises(OrderError, match="holds 1 orders already"):
         submit(registry, "j")

@@ -11,7 +11,7 @@ import trustme
 from testcontainers.core.container import DockerContainer
 
 from killswitch.stores import Store, StoreForbidden, StoreUnavailable
-from killswitch.stores.redis import RedisStore
+from killswitch.stores.redis.store import RedisStore
 from tests.conformance.rigs.base import ContainerServer, wait_until_serving
 from tests.conformance.rigs.network import free_port
 from tests.conformance.rigs.observer import Observer

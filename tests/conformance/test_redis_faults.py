@@ -16,13 +16,13 @@ import redis
 from structlog.testing import capture_logs
 
 from killswitch.stores import Conflict, Entry, LeaseLost, OutcomeUnknown, Store, StoreForbidden, StoreUnavailable
-from killswitch.stores._redis_scripts import TOMBSTONES_MAX
-from killswitch.stores.redis import RedisStore
+from killswitch.stores.redis.scripts import TOMBSTONES_MAX
+from killswitch.stores.redis.store import RedisStore
 from tests.conformance.forwarder import Forwarder
 from tests.conformance.rigs.observer import Observer
 from tests.conformance.rigs.redis import RedisContainerRig, image_of_redis, open_impatient_redis
 from tests.conformance.rigs.warm import reads
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
 

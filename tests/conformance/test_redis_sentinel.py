@@ -31,7 +31,7 @@ from tests.conformance.rigs.network import free_port
 from tests.conformance.rigs.observer import Observer
 from tests.conformance.rigs.redis import MINIMAL_RIGHTS, image_of_redis, open_impatient_redis
 from tests.conformance.rigs.sentinel import SentinelRig
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
 

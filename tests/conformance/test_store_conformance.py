@@ -25,7 +25,7 @@ from killswitch.stores import (
 )
 from tests.conformance.rigs.base import Rig
 from tests.conformance.rigs.observer import Observer
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 LEASE_TTL_MS = 1_000
 # For the test to be scheduled on a busy machine; no part of what the store promises.

@@ -16,18 +16,18 @@ import pytest
 from structlog.testing import capture_logs
 
 from killswitch.clock import wall_now
-from killswitch.cluster import Cluster, Committed, new_freeze_id
+from killswitch.cluster.cluster import Cluster, Committed, new_freeze_id
 from killswitch.core.flag import Flag, Freeze
 from killswitch.core.modes import Mode
 from killswitch.core.scopes import GLOBAL
 from killswitch.stores import Conflict, OutcomeUnknown, Store, StoreUnavailable
-from killswitch.stores.faulty import FaultyStore
 from tests.conformance.forwarder import Forwarder
 from tests.conformance.rigs.base import ServerRig
 from tests.conformance.rigs.network import free_port
 from tests.conformance.rigs.observer import Observer
 from tests.conformance.rigs.warm import hold_in_the_end, wait_until_reading
-from tests.waiting import wait_until
+from tests.support.faulty_store import FaultyStore
+from tests.support.waiting import wait_until
 
 NO_SERVER = "the store is in this process, so there is no server and no network that could fail"
 NOT_OURS = "the server was started by somebody else, and is not ours to pause or kill"

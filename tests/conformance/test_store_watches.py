@@ -10,7 +10,7 @@ import pytest
 from killswitch.stores import Entry, Store, StoreUnavailable
 from tests.conformance.rigs.base import Rig
 from tests.conformance.rigs.observer import Observer
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 
 def test_the_first_thing_a_watch_says_is_gap(store: Store, at: str, observer: Observer) -> None:

@@ -13,14 +13,14 @@ from structlog.testing import capture_logs
 
 from killswitch.stores import Conflict, Entry, LeaseLost, Store, StoreForbidden, StoreUnavailable, open_store
 from killswitch.stores.urls import Login
-from killswitch.stores.zookeeper import ZooKeeperStore
+from killswitch.stores.zookeeper.store import ZooKeeperStore
 from tests.conformance.rigs.base import PATIENT_MS
 from tests.conformance.rigs.observer import Observer
 from tests.conformance.rigs.zookeeper import ZooKeeperContainerRig, open_zookeeper
 from tests.conformance.rigs.zookeeper_secure import SERVER_NAME, SecureZooKeeper
 from tests.conformance.tls_relay import TlsRelay
 from tests.images.choose import choose_image, do_without_ryuk_where_it_cannot_be_had, require_docker
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
 

@@ -16,7 +16,7 @@ from tests.conformance.rigs.base import PATIENT_MS
 from tests.conformance.rigs.observer import Observer
 from tests.conformance.rigs.zookeeper_ensemble import MEMBERS, ZooKeeperEnsemble
 from tests.images.choose import choose_image, do_without_ryuk_where_it_cannot_be_had, require_docker
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
 

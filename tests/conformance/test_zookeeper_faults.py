@@ -26,14 +26,14 @@ from killswitch.stores import (
     StoreUnavailable,
     open_store,
 )
-from killswitch.stores.zookeeper import ZooKeeperStore
+from killswitch.stores.zookeeper.store import ZooKeeperStore
 from tests.conformance.forwarder import Forwarder
 from tests.conformance.rigs.base import PATIENT_MS
 from tests.conformance.rigs.observer import Observer
 from tests.conformance.rigs.warm import commit_in_the_end, hold_in_the_end, wait_until_reading
 from tests.conformance.rigs.zookeeper import TICK_MS, ZooKeeperContainerRig, open_zookeeper
 from tests.images.choose import choose_image, do_without_ryuk_where_it_cannot_be_had, require_docker
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
 

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from tests.containers.pods import DidNotTakeHold, Engine, Pod, Process, must, run_in, took_hold
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 MEMBERS = ("etcd1", "etcd2", "etcd3")
 DATA = "/dev/shm/etcd"

@@ -6,9 +6,9 @@ import datetime as dt
 import time
 from collections.abc import Iterable, Sequence
 
-from agents.scenarios.venue_operator import VenueOperator
 from killswitch.clock import now_ns
-from tests.waiting import wait_until
+from killswitch.simulation.venue_operator import VenueOperator
+from tests.support.waiting import wait_until
 
 NS_PER_S = 1_000_000_000
 TRADES_WITHIN_S = 20.0

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from killswitch.clock import now_ns
-from killswitch.cluster import Cluster, NotInitialised
+from killswitch.cluster.cluster import Cluster, NotInitialised
 from killswitch.core.flag import Flag
 from killswitch.stores import StoreError, open_store
 from tests.containers.judge import Judge, boot_ns
 from tests.containers.pods import PYTHON, Engine, Pod, Process, Ran, in_parallel, run_in
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 CLUSTER = "lab"
 GATE, LINK = f"/dev/shm/killswitch/{CLUSTER}/gate", f"/run/killswitch/{CLUSTER}/agent.sock"
@@ -334,7 +334,7 @@ class Lab:
 
     def _start_venue(self) -> None:
         words = ["--record", "/tmp/venue.jsonl", "--host", "0.0.0.0", "--port", str(VENUE_PORT)]
-        self.venue.start("venue", words, entrypoint=[PYTHON, "-m", "agents.scenarios.venue"])
+        self.venue.start("venue", words, entrypoint=[PYTHON, "-m", "killswitch.simulation.venue"])
         self.venue_ip = self.venue.ip("market")
         wait_until(lambda: self.venue.reaches(self.venue_ip, VENUE_PORT), within_s=20, what="the venue to listen")
         self._judge = Judge(self.venue_ip, VENUE_PORT)
@@ -386,7 +386,7 @@ class Lab:
         words += ["--symbols", "BTCUSDT", "--tolerance-bps", "0.4", "--stats", stats_file(router)]
         # Below an init: a process that is number 1 of its container cannot stop itself.
         pod.start(
-            router, words, entrypoint=[PYTHON, "-m", "agents.scenarios.trader"], init=True,
+            router, words, entrypoint=[PYTHON, "-m", "killswitch.simulation.trader"], init=True,
             environment={**extra, **trap},
         )  # fmt: skip
 

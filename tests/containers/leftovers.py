@@ -20,7 +20,7 @@ import pytest
 from docker.errors import APIError, NotFound
 from docker.models.networks import Network
 
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 LABEL = "org.killswitch.test.lab"
 LETS_GO_WITHIN_S = 3.0

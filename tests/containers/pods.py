@@ -22,7 +22,7 @@ from docker.models.containers import Container
 from killswitch.clock import now_ns
 from tests.containers.leftovers import labels, remove_network
 from tests.images.choose import give_up
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 HOLD = ["sleep", "infinity"]
 PYTHON = "/opt/killswitch/bin/python"

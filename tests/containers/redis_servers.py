@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shlex
 
-from killswitch.cluster import Keys
+from killswitch.cluster.cluster import Keys
 from tests.containers.lab import CLUSTER
 from tests.containers.pods import DidNotTakeHold, Engine, Pod, Process, run_in, took_hold
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 PORT, SENTINEL_PORT = 6379, 26379
 NAME = "lab"

@@ -12,7 +12,7 @@ from tests.containers.faults import Faults
 from tests.containers.lab import COORDINATORS, GROSS_HARD_USD, Lab
 from tests.containers.test_nodes import NS_PER_MS, look_on
 from tests.containers.times import BUSY_FACTOR, RULES_FOLLOW
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
 

@@ -7,7 +7,7 @@ import pytest
 from tests.containers.faults import Faults
 from tests.containers.lab import Lab
 from tests.containers.times import BUSY_FACTOR
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
 

@@ -10,7 +10,7 @@ from killswitch.clock import now_ns
 from tests.containers.faults import Faults
 from tests.containers.lab import FAKE_CLOCK_NODE, SLOW_NODE, TRAPPED_NODE, Lab
 from tests.containers.times import BUSY_FACTOR, PROOF_WAITS, STARTS_PYTHON, STOP_FACTOR
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
 

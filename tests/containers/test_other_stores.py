@@ -16,7 +16,7 @@ from tests.containers.test_faults import assert_noticed, does_nothing, removes_n
 from tests.containers.test_freeze import assert_freeze_and_release
 from tests.containers.test_nodes import assert_stopped_by_permit, look_on
 from tests.containers.test_store_data import assert_said_again, trades_again
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
 

@@ -16,7 +16,7 @@ from tests.containers.lab import Lab
 from tests.containers.test_nodes import NS_PER_MS, assert_stopped_by_permit, look_on
 from tests.containers.test_voices import assert_nothing_lost, speak
 from tests.containers.times import STOP_FACTOR, STORE_ELECTS
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
 

@@ -15,7 +15,7 @@ from tests.containers.lab import Lab
 from tests.containers.pods import PYTHON, must, run_in
 from tests.containers.test_nodes import NS_PER_MS
 from tests.containers.times import ALL_AT_ONCE, BUSY_FACTOR
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
 

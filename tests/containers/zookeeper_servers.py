@@ -7,7 +7,7 @@ import contextlib
 from killswitch.stores import StoreError, open_store
 from tests.conformance.rigs.zookeeper import SETTINGS, start_command
 from tests.containers.pods import DidNotTakeHold, Engine
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 PORT = 2181
 DATA = "/dev/shm/zookeeper"

@@ -11,7 +11,7 @@ from testcontainers.core.container import DockerContainer
 
 from killswitch.stores import Store, StoreError
 from tests.conformance.rigs.in_memory import data_directory
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 # Tests of meaning get time, because a busy machine is no fault; tests of time-outs ask for short ones.
 PATIENT_MS = 20_000

@@ -9,8 +9,8 @@ from pathlib import Path
 from testcontainers.core.container import DockerContainer
 
 from killswitch.stores import Store, open_store
-from killswitch.stores.embedded import EmbeddedStore
-from killswitch.stores.etcd import EtcdStore
+from killswitch.stores.etcd.embedded import EmbeddedStore
+from killswitch.stores.etcd.store import EtcdStore
 from tests.conformance.rigs.base import (
     BACKOFF_CAP_MS,
     PATIENT_BACKOFF_CAP_MS,
@@ -21,7 +21,7 @@ from tests.conformance.rigs.base import (
 )
 from tests.conformance.rigs.in_memory import data_directory
 from tests.conformance.rigs.network import free_port
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 DATA_DIRECTORY = "/tmp/etcd-test"
 

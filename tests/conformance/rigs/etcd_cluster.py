@@ -13,11 +13,11 @@ import grpc
 from pyetcd import etcdrpc
 from testcontainers.core.container import DockerContainer
 
-from killswitch.stores.etcd import EtcdStore
+from killswitch.stores.etcd.store import EtcdStore
 from tests.conformance.rigs.base import SERVES_AGAIN_WITHIN_S, ContainerServer, owned_by_us
 from tests.conformance.rigs.etcd import DATA_DIRECTORY, open_impatient_etcd
 from tests.conformance.rigs.network import free_port
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 MEMBERS = 3
 HEARTBEAT_MS = 50

@@ -15,11 +15,11 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from pyetcd import etcdrpc
 from pyetcd.etcdrpc import auth_pb2
 
-from killswitch.stores.etcd import EtcdStore
+from killswitch.stores.etcd.store import EtcdStore
 from killswitch.stores.urls import Login, TlsFiles
 from tests.conformance.rigs.base import PATIENT_BACKOFF_CAP_MS, SERVES_AGAIN_WITHIN_S
 from tests.conformance.rigs.etcd_cluster import EtcdMember
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 TOKEN_TTL_S = 2
 ALLOWED_PREFIX = "/test/"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from killswitch.stores import Entry, OutcomeUnknown, Store, StoreUnavailable
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 
 class Observer:

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from testcontainers.core.container import DockerContainer
 
 from killswitch.stores import Store, open_store
-from killswitch.stores.redis import RedisStore, open_redis
+from killswitch.stores.redis.store import RedisStore, open_redis
 from killswitch.stores.urls import parse_store_url
 from tests.conformance.rigs.base import BACKOFF_CAP_MS, PATIENT_MS, ContainerServer, owned_by_us, wait_until_serving
 from tests.conformance.rigs.network import free_port

@@ -13,7 +13,7 @@ from testcontainers.core.container import DockerContainer
 from killswitch.stores import Store, open_store
 from tests.conformance.rigs.base import BACKOFF_CAP_MS, PATIENT_MS, ContainerServer
 from tests.conformance.rigs.network import free_port
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 NAME = "trading"
 SETTLES_WITHIN_S = 60.0

@@ -9,7 +9,7 @@ import contextlib
 import itertools
 
 from killswitch.stores import Lease, OutcomeUnknown, Store, StoreUnavailable
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 WARM_WITHIN_S = 30.0
 

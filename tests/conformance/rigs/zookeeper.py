@@ -9,7 +9,7 @@ from testcontainers.core.container import DockerContainer
 
 from killswitch.stores import Store, open_store
 from killswitch.stores.urls import Login, StoreUrl, TlsFiles, parse_store_url
-from killswitch.stores.zookeeper import ZooKeeperStore
+from killswitch.stores.zookeeper.store import ZooKeeperStore
 from tests.conformance.rigs.base import BACKOFF_CAP_MS, PATIENT_MS, ContainerServer, wait_until_serving
 from tests.conformance.rigs.network import free_port
 

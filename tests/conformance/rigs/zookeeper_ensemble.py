@@ -9,10 +9,10 @@ from typing import Any
 import docker
 
 from killswitch.stores import StoreError
-from killswitch.stores.zookeeper import ZooKeeperStore
+from killswitch.stores.zookeeper.store import ZooKeeperStore
 from tests.conformance.rigs.base import SERVES_AGAIN_WITHIN_S
 from tests.conformance.rigs.zookeeper import PLAIN_PORT, SERVES_WITHIN_MS, ZooKeeperServer, open_zookeeper
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 MEMBERS = 3
 # In ticks. A leader that has not heard of a majority for SYNC_TICKS steps down.

@@ -15,11 +15,11 @@ from collections import Counter
 from typing import Any
 
 from killswitch.clock import wall_now
-from killswitch.cluster import Cluster, new_freeze_id
-from killswitch.config import load_settings
+from killswitch.cluster.cluster import Cluster, new_freeze_id
 from killswitch.core.flag import Freeze, StaleEpoch
 from killswitch.core.modes import Mode
 from killswitch.core.scopes import Scope
+from killswitch.settings.config import load_settings
 from killswitch.stores import Conflict, OutcomeUnknown, Store, StoreUnavailable, open_store
 
 PATIENCE_MS = 60_000

@@ -28,7 +28,7 @@ def spring(point: str) -> None:
 
 def set_traps() -> None:
     """Wrap the two steps of the order router that come before its second look and after it."""
-    from agents.routing.order_router import OrderRouter  # noqa: PLC0415 - only where traps are wanted
+    from killswitch.routing.order_router import OrderRouter  # noqa: PLC0415 - only where traps are wanted
 
     looks, hands_over = OrderRouter._second_refusal, OrderRouter._hand_over
 
@@ -44,5 +44,5 @@ def set_traps() -> None:
     OrderRouter._hand_over = hand_over  # type: ignore[method-assign]
 
 
-if "agents.scenarios.trader" in sys.orig_argv:
+if "killswitch.simulation.trader" in sys.orig_argv:
     set_traps()

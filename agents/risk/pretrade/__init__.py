@@ -1,6 +1,0 @@
-"""Pre-trade controls: one a file, and :class:`PreTradeControls`, which asks them all in a stated order."""
-
-from agents.risk.pretrade.controls import PreTradeControls
-from agents.risk.pretrade.order import PretradeOrder, PretradeRule
-
-__all__ = ["PreTradeControls", "PretradeOrder", "PretradeRule"]

@@ -1,0 +1,1 @@
+"""The account on every tick: equity, drawdown, leverage, and what follows."""

@@ -1,0 +1,1 @@
+"""The circuit breaker: its machine, its file, and the door to both."""

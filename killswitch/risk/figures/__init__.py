@@ -1,0 +1,1 @@
+"""Figures of statistics: value at risk, and anomalies."""

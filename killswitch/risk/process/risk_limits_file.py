@@ -1,0 +1,150 @@
+"""``config/risk_limits.yaml``: every limit of a node and of its trading processes in one file.
+
+The account's settings stand at the top level under the names of section B of the seed systems; everything else has a
+section of its own. A section that is absent is off. One file serves the agent (account, figures, rules of the node)
+and every trading process (orders, pre-trade controls, rules of orders): whoever reads it takes its part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Final, Literal
+
+from pydantic import Field, model_validator
+
+from killswitch.core.canonical import canonical_json, sha256_hex
+from killswitch.risk.account_limits import OTHER_NAMES, AccountLimits
+from killswitch.risk.figures.anomaly_settings import AnomalySettings
+from killswitch.risk.figures.value_at_risk_settings import ValueAtRiskSettings
+from killswitch.risk.limits.limit_schedule import LimitScheduleSettings
+from killswitch.risk.limits.limits import RiskLimits
+from killswitch.risk.limits.working_orders import MAX_WORKING_ORDERS
+from killswitch.risk.pretrade.pretrade_settings import PreTradeSettings
+from killswitch.risk.process.node_settings import NodeInputsSettings
+from killswitch.risk.process.rule_loading import RuleSettings
+from killswitch.settings.section import Section
+from killswitch.settings.setting_names import one_name_each
+from killswitch.settings.settings_file import read_settings_file
+from killswitch.settings.settings_schema import settings_schema
+
+NO_LIMIT_USD: Final = 1e15
+"""Stands for a limit that is not set; beyond what anybody holds, and still exact as a float."""
+
+_Usd = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+_Bps = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
+ORDER_OTHER_NAMES: Final[Mapping[str, str]] = {
+    "max_inventory_usd": "max_inventory_usd_per_symbol",
+    "max_total_notional": "max_total_notional_usd",
+}
+"""Names of the earlier version of the seed's limits -> the name that they have here."""
+
+
+class OrderLimitSettings(Section):
+    """The limits of a RuntimeRiskMonitor: of one trading process, and of the node's own. An absent one is off."""
+
+    max_inventory_usd_per_symbol: _Usd | None = Field(
+        None, description="USD of notional in one symbol; soft: the order that would break it is refused."
+    )
+    max_total_notional_usd: _Usd | None = Field(None, description="USD of notional over all symbols; soft.")
+    edge_freeze_threshold_bps: _Bps | None = Field(
+        None, description="Basis points. An expected net edge strictly below this freezes."
+    )
+    max_working_orders: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = Field(
+        MAX_WORKING_ORDERS, description="Count. Most orders that are followed at once; one more is refused."
+    )
+    schedule: LimitScheduleSettings | None = Field(
+        None, description="Limits by symbol, by time of day and by volatility; they tighten the two above."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names(cls, values: Any) -> Any:
+        return one_name_each(values, ORDER_OTHER_NAMES)
+
+    def to_risk_limits(self) -> RiskLimits:
+        """Return the three limits, an absent one as a number that nobody reaches."""
+        return RiskLimits(
+            max_inventory_usd=self.max_inventory_usd_per_symbol or NO_LIMIT_USD,
+            max_total_notional=self.max_total_notional_usd or NO_LIMIT_USD,
+            edge_freeze_threshold_bps=(
+                -NO_LIMIT_USD if self.edge_freeze_threshold_bps is None else self.edge_freeze_threshold_bps
+            ),
+        )
+
+
+class JudgementSettings(Section):
+    """How the agent has its node judged."""
+
+    every_ms: Annotated[int, Field(strict=True, ge=10, le=60_000)] = Field(
+        1_000, description="Milliseconds. The node is judged at every report of a router, and at least this often."
+    )
+    budget_ms: Annotated[int, Field(strict=True, ge=1, le=60_000)] = Field(
+        2_000, description="Milliseconds that one rule may take, on the clock on the wall; a later answer is a breach."
+    )
+    on_late: Literal["pause", "reduce_only", "freeze"] = Field(
+        "pause",
+        description="What a rule does that is late. By default the node pauses until the rule answers in time: a "
+        "machine that is short of time is no reason to stop the others.",
+    )
+    on_error: Literal["pause", "reduce_only", "freeze"] = Field(
+        "freeze", description="What a rule does that raises or answers nonsense. It is never skipped."
+    )
+
+
+class RiskLimitsFile(AccountLimits):
+    """Everything in ``config/risk_limits.yaml``."""
+
+    other_names: ClassVar[Mapping[str, str]] = OTHER_NAMES
+
+    initial_balance_usd: _Usd | None = Field(
+        None,
+        description="USD. Equity that the node's routers start from; profit and loss count on top. Absent: the agent "
+        "watches no account, so neither drawdown nor leverage.",
+    )
+    orders: OrderLimitSettings = Field(default_factory=OrderLimitSettings, description="Limits of inventory and edge.")
+    pretrade: PreTradeSettings = Field(default_factory=PreTradeSettings, description="Pre-trade controls of orders.")
+    value_at_risk: ValueAtRiskSettings | None = Field(
+        None, description="Value at risk of the node; absent: off. Needs the extra 'figures'."
+    )
+    anomaly: AnomalySettings | None = Field(
+        None, description="Streaming anomaly detector over the node's figures; absent: off. Needs the extra 'anomaly'."
+    )
+    inputs: NodeInputsSettings = Field(
+        default_factory=NodeInputsSettings, description="Whether the reports of the routers are fit to judge by."
+    )
+    judgement: JudgementSettings = Field(default_factory=JudgementSettings, description="How the node is judged.")
+    rules: RuleSettings = Field(default_factory=RuleSettings, description="Rules of the team's own.")
+
+    def content_hash(self) -> str:
+        """Return 16 hexadecimal digits that tell these limits from others: nodes with the same limits show the same."""
+        return sha256_hex(canonical_json(self.model_dump(mode="json")))[:16]
+
+
+def load_risk_limits(path: Path | str | None) -> RiskLimitsFile:
+    """Read ``risk_limits.yaml``; the built-in defaults for ``None``.
+
+    Raises:
+        RiskFileError: with one sentence for each fault, each with path and line.
+    """
+    return RiskLimitsFile() if path is None else read_settings_file(Path(path), RiskLimitsFile)
+
+
+def load_account_part(path: Path | str | None) -> AccountLimits:
+    """Read the account's part of ``risk_limits.yaml``; the built-in defaults for ``None``.
+
+    A file of account limits alone is one that says nothing of the rest. The rest is checked too: a file that is wrong
+    anywhere is not believed in part.
+
+    Raises:
+        RiskFileError: with one sentence for each fault, each with path and line.
+    """
+    whole = load_risk_limits(path)
+    written = AccountLimits.model_fields.keys() & whole.model_fields_set
+    return AccountLimits.model_validate({name: getattr(whole, name) for name in written})
+
+
+def limits_schema() -> dict[str, Any]:
+    """Return the JSON schema of ``config/risk_limits.yaml``."""
+    return settings_schema(RiskLimitsFile)

@@ -1,0 +1,158 @@
+"""What an order router asks before an order goes: the gate, the order itself, the pre-trade controls, the monitor.
+
+The router owns the order of the questions; this is what each of them is. Whoever let an order pass here has reserved
+it: it counts in the limits from then on, so :meth:`OrderChecks.release` must follow when it is over or was not sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import structlog
+
+from killswitch.risk.limits.runtime_monitor import RuntimeRiskMonitor
+from killswitch.risk.order_inputs import side_sign
+from killswitch.risk.refusal import OrderRefused
+from killswitch.routing.order_types import Order, Refused, RouterGate, VenueEvent
+
+if TYPE_CHECKING:
+    from killswitch.risk.pretrade import PreTradeControls
+
+_log = structlog.get_logger("killswitch.router")
+
+
+class OrderChecks:
+    """The questions, for one router.
+
+    Args:
+        gate: the gate.
+        monitor: limits, positions and reservations; ``None`` asks for none.
+        controls: pre-trade controls; their monitor is then the monitor.
+        scope: what every order of the router is: venue, account, desk, trader, client, strategy.
+
+    Raises:
+        ValueError: the controls have another monitor than the one that was given.
+    """
+
+    def __init__(
+        self,
+        *,
+        gate: RouterGate,
+        monitor: RuntimeRiskMonitor | None,
+        controls: PreTradeControls | None,
+        scope: Mapping[str, str | None],
+    ) -> None:
+        if controls is not None and monitor is not None and controls.monitor is not monitor:
+            raise ValueError("the pre-trade controls have another monitor than the router; give the router one of them")
+        self.monitor = controls.monitor if controls is not None else monitor
+        self.controls = controls
+        self._gate = gate
+        self._scope = scope
+
+    def gate_refusal(
+        self, client_order_id: str, symbol: str, side: str, qty: float, *, reserved: bool
+    ) -> Refused | None:
+        """Ask the gate; whether the order reduces is worked out only when it matters.
+
+        Args:
+            client_order_id, symbol, side, qty: of the order.
+            reserved: the order is reserved already, so it must not count against itself.
+        """
+        try:
+            if self._gate.allows(symbol, **self._scope, reduces=False) is True:
+                return None
+            own = client_order_id if reserved else None
+            reduces = self.monitor is not None and self.monitor.would_reduce(symbol, side, qty, client_order_id=own)
+            self._gate.check(symbol, **self._scope, reduces=reduces)
+        except Exception as error:  # noqa: BLE001 - Blocked, or a gate that cannot be asked: both mean no
+            return Refused(str(client_order_id), "gate", str(error) or repr(error))
+        return None
+
+    def freeze_refusal(self, client_order_id: str) -> Refused | None:
+        """Refuse while the monitor is frozen."""
+        if self.monitor is None or not self.monitor.is_frozen():
+            return None
+        return Refused(client_order_id, "monitor", f"trading is frozen: {self.monitor.last_freeze_reason}")
+
+    def reserve(self, client_order_id: str, symbol: str, side: str, qty: float, price: float) -> Refused | None:
+        """Ask the controls and the monitor; ``None`` when the order may go, and counts from now on."""
+        why: OrderRefused | None = None
+        if self.controls is not None:
+            why = self.controls.admit(client_order_id, symbol, side, qty, price, strategy=self._scope.get("strategy"))
+        elif self.monitor is not None:
+            why = self.monitor.reserve(client_order_id, symbol, side, qty, price)
+        if why is None:
+            return None
+        if why.kind == "duplicate_id":
+            return duplicate(client_order_id)
+        return Refused(client_order_id, "monitor", why.sentence, why)
+
+    def release(self, client_order_id: str) -> None:
+        """The order is over or was never sent."""
+        if self.controls is not None:
+            self.controls.release(client_order_id)
+        elif self.monitor is not None:
+            self.monitor.release(client_order_id)
+
+    def on_fill(self, order: Order, event: VenueEvent) -> None:
+        """Move what has filled from the reservation to the position."""
+        if self.controls is not None:
+            self.controls.on_fill(
+                order.symbol,
+                order.side,
+                event.qty,
+                event.price,
+                client_order_id=order.client_order_id,
+                strategy=self._scope.get("strategy"),
+            )
+        elif self.monitor is not None:
+            self.monitor.on_fill(
+                order.symbol, order.side, event.qty, event.price, client_order_id=order.client_order_id
+            )
+
+    def on_cancel(self) -> None:
+        """Count a cancel that was sent. Whatever goes wrong here, the cancel has gone."""
+        if self.controls is None:
+            return
+        try:
+            self.controls.on_cancel()
+        except Exception as error:  # noqa: BLE001 - a count must never come between a stop and its cancels
+            _log.error("a cancel could not be counted", error=repr(error))
+
+    def on_unknown_fill(self, event: VenueEvent) -> None:
+        """A fill of an order that nobody knows: positions are no longer known."""
+        if self.monitor is not None:
+            self.monitor.freeze(
+                f"a fill of the unknown order {event.client_order_id}: positions are no longer known",
+                trigger="limit_violation",
+                metadata={"cause": "monitor_error", "qty": event.qty, "price": event.price},
+            )
+
+
+def input_refusal(client_order_id: str, symbol: str, side: str, qty: float, price: float) -> Refused | None:
+    """Refuse an order that makes no sense, also where there is neither monitor nor controls."""
+    if not _is_text(client_order_id) or not _is_text(symbol) or side_sign(side) is None:
+        sentence = f"an order needs an id, a symbol and a side; they are {client_order_id!r}, {symbol!r}, {side!r}"
+        return Refused(str(client_order_id), "bad_input", sentence)
+    if not (is_positive(qty) and is_positive(price)):
+        sentence = f"{symbol}: quantity {qty!r} and price {price!r} must be finite numbers above 0"
+        return Refused(client_order_id, "bad_input", sentence)
+    return None
+
+
+def duplicate(client_order_id: str) -> Refused:
+    """The refusal of an id that was used before."""
+    return Refused(client_order_id, "duplicate", f"an order with the id {client_order_id} was sent before")
+
+
+def is_positive(value: object) -> bool:
+    """True for a finite number above 0."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and 0.0 < float(value) < float("inf")
+    except OverflowError:
+        return False
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value)

@@ -1,0 +1,1 @@
+"""etcd: the store, its channels, its watch, and one that is embedded."""

@@ -1,0 +1,1 @@
+"""Redis: the store, its connections, its scripts and its watch; also behind Sentinel."""

@@ -1,0 +1,293 @@
+"""The port on Redis 6.2 or newer: one server, or those that Sentinel looks after.
+
+Redis has no versions, no leases that say how they ended, and no watch that can be trusted, so all three are made of
+Lua scripts and indexes (``_redis_scripts``). What Redis does not promise cannot be made: a failover, or a crash with
+``appendfsync everysec``, can forget a write that was acknowledged. ``docs/decisions/0014-redis.md`` says what remains.
+"""
+
+from __future__ import annotations
+
+import ssl
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self
+
+from killswitch import clock
+from killswitch.stores._requests import check_commit, check_key, check_ttl, check_value, conflict, named
+from killswitch.stores.port import Entry, Guarantees, LeaseLost, OnChange, OnGap, StoreUnavailable
+from killswitch.stores.redis.calls import Calls, key_text
+from killswitch.stores.redis.inspect import server_settings, server_version
+from killswitch.stores.redis.link import LinkSettings
+from killswitch.stores.redis.primary import NamedPrimary, Primary, SentinelPrimary
+from killswitch.stores.redis.scripts import REFUSED
+from killswitch.stores.redis.sockets import Resolver
+from killswitch.stores.redis.transport import RedisTransport
+from killswitch.stores.redis.watch import LOOK_EVERY_MS, RedisWatch, WatchSettings
+from killswitch.stores.urls import StoreUrl, TlsFiles
+
+# A read sees at once that a lease has run out. A watch hears of it when one of them looks, every half second; the rest
+# is for a machine that is busy.
+LEASE_SLACK_MS = 1_500
+# Redis refuses times beyond its calendar, and would do so in the middle of a script.
+TTL_MAX_MS = 10 * 365 * 86_400_000
+SENTINEL_REPLICAS = 1
+
+_FORGETS = (
+    "a crash of the machine forgets what appendfsync had not brought to the disk; agents then say again what they know"
+)
+GUARANTEES = Guarantees(
+    linearizable_reads=True,
+    survives_failover=False,
+    atomic_multi_key=True,
+    lease_slack_ms=LEASE_SLACK_MS,
+    note=f"One Redis, and no other to take over: {_FORGETS}.",
+)
+SENTINEL_GUARANTEES = Guarantees(
+    # A failover can take back what was written, and with it what was read.
+    linearizable_reads=False,
+    survives_failover=False,
+    atomic_multi_key=True,
+    lease_slack_ms=LEASE_SLACK_MS,
+    note=(
+        "Replication is asynchronous: a failover can forget an acknowledged freeze until an agent says it again, and "
+        f"{_FORGETS}. With wait_replicas={{wait_replicas}} {{fence}}"
+    ),
+)
+_FENCED = (
+    "an old primary that is cut off answers nobody once too few replicas follow it: the primary and wait_replicas "
+    "should be more than half of all servers."
+)
+_UNFENCED = "an old primary that is cut off goes on answering those who still reach it; set wait_replicas."
+
+
+def open_redis(
+    url: StoreUrl, *, request_timeout_ms: int, backoff_cap_ms: int, look_every_ms: int = LOOK_EVERY_MS
+) -> RedisStore:
+    """The store that a URL names; sends nothing yet.
+
+    Raises:
+        ValueError: the path or a certificate is not understood.
+    """
+    with_sentinel = url.scheme.endswith("+sentinel")
+    name, database = _path(url, with_sentinel=with_sentinel)
+    tls = _tls_context(url.tls) if url.tls is not None else None
+    resolver = Resolver()
+    server_name = url.tls.server_name if url.tls is not None else None
+    settings = LinkSettings(login=url.login, database=database, tls=tls, server_name=server_name, resolver=resolver)
+    wait_replicas = url.wait_replicas if url.wait_replicas is not None else SENTINEL_REPLICAS * with_sentinel
+    confirmed = wait_replicas > 0
+    primary: Primary
+    if with_sentinel:
+        sentinel_settings = LinkSettings(login=url.sentinel_login, tls=tls, server_name=server_name, resolver=resolver)
+        primary = SentinelPrimary(url.servers, name, settings, sentinel_settings, confirmed=confirmed)
+    else:
+        primary = NamedPrimary(url.servers[0], settings, confirmed=confirmed)
+    return RedisStore(
+        primary,
+        address=url.address,
+        guarantees=_guarantees(with_sentinel=with_sentinel, wait_replicas=wait_replicas),
+        database=database,
+        request_timeout_ms=request_timeout_ms,
+        backoff_cap_ms=backoff_cap_ms,
+        wait_replicas=wait_replicas,
+        look_every_ms=look_every_ms,
+    )
+
+
+class RedisLease:
+    """A lease of :class:`RedisStore`."""
+
+    def __init__(self, transport: RedisTransport, calls: Calls, key: str, version: int, ttl_ms: int) -> None:
+        self._transport = transport
+        self._calls = calls
+        self._key = key
+        self._version = version
+        self._ttl_ms = ttl_ms
+
+    @property
+    def key(self) -> str:
+        """The leased key."""
+        return self._key
+
+    @property
+    def version(self) -> int:
+        """Version of the leased key as it was created."""
+        return self._version
+
+    def keep_alive(self) -> None:
+        """Start the time to live anew; raises as the port says."""
+        call = self._calls.keep_alive(self._key, self._version, self._ttl_ms)
+        answer = self._transport.ask(call, f"keeping the lease of {self._key!r} alive")
+        if answer[0] == REFUSED:
+            raise LeaseLost(f"the lease of {self._key!r} at redis {self._transport.primary.address} is gone")
+
+    def release(self) -> None:
+        """Delete the key now; a lease that is gone is no error."""
+        self._transport.ask(self._calls.release(self._key, self._version), f"releasing the lease of {self._key!r}")
+
+
+class RedisStore:
+    """The port on Redis; made by :func:`open_redis`. Opening one sends nothing; the first call connects.
+
+    Args:
+        primary: knows the way to the server that takes writes.
+        address: the URL, without secrets.
+        guarantees: what is declared.
+        database: number of the database.
+        request_timeout_ms: time that one call may take, finding the primary included.
+        backoff_cap_ms: longest pause between two attempts of a watch to reconnect.
+        wait_replicas: how many replicas confirm each request.
+        look_every_ms: how often a watch looks without having been told to.
+        now_ns: clock of the time-outs.
+    """
+
+    def __init__(
+        self,
+        primary: Primary,
+        *,
+        address: str,
+        guarantees: Guarantees,
+        database: int,
+        request_timeout_ms: int,
+        backoff_cap_ms: int,
+        wait_replicas: int,
+        look_every_ms: int,
+        now_ns: clock.NowNs = clock.now_ns,
+    ) -> None:
+        self.address = address
+        self.guarantees = guarantees
+        self._calls = Calls(database, counted=wait_replicas > 0)
+        self._transport = RedisTransport(
+            primary, request_timeout_ms=request_timeout_ms, wait_replicas=wait_replicas, now_ns=now_ns
+        )
+        self._watch_settings = WatchSettings(
+            primary=primary,
+            calls=self._calls,
+            request_timeout_ms=request_timeout_ms,
+            backoff_cap_ms=backoff_cap_ms,
+            look_every_ms=look_every_ms,
+            wait_replicas=wait_replicas,
+            now_ns=now_ns,
+        )
+        self._lock = threading.Lock()
+        self._watches: set[RedisWatch] = set()
+        self._closed = False
+
+    def read(self, key: str) -> Entry | None:
+        """The newest value, or ``None``; raises as the port says."""
+        check_key(key)
+        answer = self._transport.ask(self._calls.read(key), f"reading {key!r}")
+        return Entry(key, answer[1], int(answer[2])) if len(answer) > 1 else None
+
+    def scan(self, prefix: str) -> list[Entry]:
+        """All entries below ``prefix``, sorted by key; raises as the port says."""
+        _, *found = self._transport.ask(self._calls.scan(prefix), f"scanning {prefix!r}")
+        return [Entry(key_text(found[at]), found[at + 1], int(found[at + 2])) for at in range(0, len(found), 3)]
+
+    def commit(self, expect: Mapping[str, int | None], puts: Mapping[str, bytes], deletes: Sequence[str] = ()) -> int:
+        """Write all or nothing; raises as the port says, and ``ValueError`` for a request that makes no sense."""
+        check_commit(expect, puts, deletes, self._transport.primary.address)
+        call = self._calls.commit(expect, puts, deletes)
+        answer = self._transport.write_once(call, f"a commit to {named([*puts, *deletes, *expect])}")
+        if answer[0] == REFUSED:
+            raise self._conflict(expect, answer[1:])
+        return int(answer[1])
+
+    def hold(self, key: str, value: bytes, ttl_ms: int) -> RedisLease:
+        """Create ``key`` under a lease; raises as the port says."""
+        check_key(key)
+        check_value(key, value, self._transport.primary.address)
+        check_ttl(ttl_ms)
+        if ttl_ms > TTL_MAX_MS:
+            raise ValueError(f"ttl_ms is at most {TTL_MAX_MS} (ten years) for redis, and it is {ttl_ms}")
+        answer = self._transport.write_once(self._calls.hold(key, value, ttl_ms), f"holding {key!r}")
+        if answer[0] == REFUSED:
+            raise self._conflict({key: None}, answer[1:])
+        return RedisLease(self._transport, self._calls, key, int(answer[1]), ttl_ms)
+
+    def watch(self, prefix: str, on_change: OnChange, on_gap: OnGap) -> RedisWatch:
+        """Subscribe, on a thread of the watch's own; as the port says."""
+        watch = RedisWatch(self._watch_settings, prefix, on_change, on_gap, on_close=self._forget)
+        with self._lock:
+            if self._closed:
+                raise StoreUnavailable(f"the store at {self.address} has been closed")
+            self._watches.add(watch)
+            watch.start()
+        return watch
+
+    def close(self) -> None:
+        """End all watches and connections."""
+        with self._lock:
+            self._closed = True
+            watches = list(self._watches)
+        for watch in watches:
+            watch.close()
+        self._transport.close()
+
+    def server_version(self) -> str:
+        """Version of the server that answers, such as ``7.0.15``; raises as a read does."""
+        return server_version(self._transport)
+
+    def server_settings(self) -> dict[str, str]:
+        """How the primary is set up, as far as it tells us: what decides whether it may forget; raises as a read."""
+        return server_settings(self._transport)
+
+    def _conflict(self, expect: Mapping[str, int | None], versions: Sequence[Any]) -> Exception:
+        found = {key: int(version) for key, version in zip(expect, versions, strict=True) if version}
+        return conflict(self._transport.primary.address, expect, found)
+
+    def _forget(self, watch: RedisWatch) -> None:
+        with self._lock:
+            self._watches.discard(watch)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _path(url: StoreUrl, *, with_sentinel: bool) -> tuple[str, int]:
+    """Name of the primary, '' without Sentinel, and number of the database."""
+    parts = url.path.removeprefix("/").split("/") if url.path else []
+    form = f"{url.scheme}://HOST:PORT/{'NAME/DB' if with_sentinel else 'DB'}"
+    name = ""
+    if with_sentinel:
+        if not parts or not parts[0]:
+            raise ValueError(f"a {url.scheme} URL ends in the name that the Sentinels gave to the primary: {form}")
+        name = parts.pop(0)
+    if len(parts) > 1 or (parts and not (parts[0].isascii() and parts[0].isdecimal())):
+        raise ValueError(f"{url.path!r} names no database of Redis; write its number, {form}, or nothing for 0")
+    return name, int(parts[0]) if parts else 0
+
+
+def _tls_context(files: TlsFiles) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=files.ca_file)
+    except OSError as error:
+        raise ValueError(f"ca_file {files.ca_file} holds no certificates in PEM form ({error})") from None
+    if files.cert_file is not None:
+        try:
+            # Without this a key with a passphrase would ask for it on the terminal.
+            context.load_cert_chain(files.cert_file, files.key_file, password=lambda: "")
+        except OSError as error:
+            raise ValueError(
+                f"cert_file {files.cert_file} and key_file {files.key_file} are not a certificate and its key, without "
+                f"a passphrase, in PEM form ({error})"
+            ) from None
+    return context
+
+
+def _guarantees(*, with_sentinel: bool, wait_replicas: int) -> Guarantees:
+    if not with_sentinel:
+        return GUARANTEES
+    declared = SENTINEL_GUARANTEES
+    return replace(
+        declared,
+        fenced=wait_replicas > 0,
+        note=declared.note.format(wait_replicas=wait_replicas, fence=_FENCED if wait_replicas else _UNFENCED),
+    )

@@ -1,0 +1,1 @@
+"""ZooKeeper: the store, its connection, its watch and its lease."""

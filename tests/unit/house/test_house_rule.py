@@ -1,0 +1,147 @@
+"""The house rule: who may import whom, what the ground floor may use, and how long a function may be."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+PRODUCT = ("killswitch", "agents", "coordinator")
+MAX_FUNCTION_LINES = 70
+NOT_IN_CORE = {"time", "random", "socket", "threading", "os", "secrets", "datetime", "asyncio", "subprocess", "select"}
+
+
+def sources(*folders: str) -> Iterator[tuple[Path, ast.Module]]:
+    """Every Python file of these folders, parsed."""
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            yield path.relative_to(ROOT), ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imported(tree: ast.Module, package: str) -> set[str]:
+    """Full names of the modules that a file imports, at any depth of its code; ``package`` resolves relative ones."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            found.add(base)
+            found.update(f"{base}.{alias.name}" for alias in node.names)
+    return found
+
+
+def package_of(path: Path) -> str:
+    """The package in which a file's relative imports are looked up."""
+    return ".".join(path.parts[:-1])
+
+
+def roots(names: set[str]) -> set[str]:
+    """First parts of module names."""
+    return {name.partition(".")[0] for name in names}
+
+
+def test_the_contracts_of_import_linter_are_kept() -> None:
+    """The house rule, as pyproject.toml states it: import-linter keeps every contract, and there are contracts."""
+    lint_imports = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run(
+        [str(lint_imports), "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 broken" in done.stdout
+    assert "Contracts: 0 kept" not in done.stdout
+
+
+def test_agents_and_coordinator_do_not_import_each_other() -> None:
+    """agents and coordinator never import each other; both stand on killswitch."""
+    wrong = [
+        f"{path} imports {other}"
+        for folder, other in (("agents", "coordinator"), ("coordinator", "agents"))
+        for path, tree in sources(folder)
+        if other in roots(imported(tree, package_of(path)))
+    ]
+    assert wrong == []
+
+
+def test_killswitch_reaches_up_from_its_command_alone() -> None:
+    """The ground floor stands by itself: only the command imports agents and coordinator."""
+    wrong = [
+        str(path)
+        for path, tree in sources("killswitch")
+        if "cli" not in path.parts and {"agents", "coordinator"} & roots(imported(tree, package_of(path)))
+    ]
+    assert wrong == []
+
+
+def test_the_core_is_pure() -> None:
+    """core has no I/O, no clock and no randomness, and imports nothing of ours but core."""
+    allowed_ours = "killswitch.core"
+    files = list(sources("killswitch/core"))
+    assert len(files) > 5
+    for path, tree in files:
+        names = imported(tree, package_of(path))
+        assert roots(names) & NOT_IN_CORE == set(), path
+        assert roots(names) <= sys.stdlib_module_names | {"killswitch"}, path
+        assert all(name.startswith(allowed_ours) for name in names if name.partition(".")[0] == "killswitch"), path
+
+
+def test_the_core_opens_no_file_and_prints_nothing() -> None:
+    """core calls neither open nor print nor input nor __import__."""
+    calls = [
+        f"{path}:{node.lineno} {node.func.id}"
+        for path, tree in sources("killswitch/core")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        if node.func.id in {"open", "print", "input", "__import__", "eval", "exec"}
+    ]
+    assert calls == []
+
+
+def test_no_function_is_longer_than_seventy_lines() -> None:
+    """A function fits on a screen: none outside the tests is longer than 70 lines."""
+    too_long = [
+        f"{path}:{node.lineno} {node.name} has {node.end_lineno - node.lineno + 1} lines"
+        for path, tree in sources(*PRODUCT)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if node.end_lineno is not None and node.end_lineno - node.lineno + 1 > MAX_FUNCTION_LINES
+    ]
+    assert too_long == []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from killswitch import Blocked, Gate, GateError, GateUnavailable, Mode",
+        "import killswitch.link",
+        "import killswitch.gate",
+        "import killswitch.core.flag",
+        "import killswitch.clock",
+    ],
+)
+def test_what_a_router_imports_is_standard_library_only(statement: str) -> None:
+    """An order router pays for nothing: gate, link and core import only the standard library and each other."""
+    code = (
+        "import sys\n"
+        "before = set(sys.modules)\n"
+        f"{statement}\n"
+        "import json\n"
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "roots = ('killswitch', 'agents', 'coordinator')\n"
+        "ours = sorted(name for name in sys.modules if name.partition('.')[0] in roots)\n"
+        "print(json.dumps([sorted(new - sys.stdlib_module_names - {'killswitch'}), ours]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=True)
+    foreign, ours = json.loads(done.stdout)
+    assert foreign == []
+    assert [
+        name for name in ours if name.startswith(("killswitch.stores", "killswitch.cli", "killswitch.cluster.records"))
+    ] == []
+    assert [name for name in ours if name.startswith(("agents", "coordinator"))] == []
