@@ -39,12 +39,12 @@ def agent_run(
     followed while it runs; SIGHUP has them read at once. Exits 2 when limits or rules cannot be used, and 5 when
     another agent holds this node's name or gate.
     """
-    from killswitch.risk.process.limits_audit import AuditUnwritable  # noqa: PLC0415 - as above
-    from killswitch_agent.agent import Agent  # noqa: PLC0415 - only the agent pays for it
-    from killswitch_agent.journal import JournalDamaged, JournalUnwritable  # noqa: PLC0415 - as above
-    from killswitch_agent.link_server import LinkUnavailable  # noqa: PLC0415 - as above
-    from killswitch_agent.membership import Identity  # noqa: PLC0415 - as above
-    from killswitch_agent.rules.node_limits import load_node_limits  # noqa: PLC0415 - as above
+    from killswitch.risk.process.limits_audit import AuditUnwritable
+    from killswitch_agent.agent import Agent
+    from killswitch_agent.journal import JournalDamaged, JournalUnwritable
+    from killswitch_agent.link_server import LinkUnavailable
+    from killswitch_agent.membership import Identity
+    from killswitch_agent.rules.node_limits import load_node_limits
 
     require_name(node, "--node")
     settings = context.settings()

@@ -20,11 +20,11 @@ log = structlog.get_logger(__name__)
 COMPACT_AFTER_LINES = 1_000
 
 
-class JournalDamaged(Exception):  # noqa: N818 - said of the file
+class JournalDamaged(Exception):
     """The journal cannot be trusted; the message says which line and what to do."""
 
 
-class JournalUnwritable(Exception):  # noqa: N818 - said of the file
+class JournalUnwritable(Exception):
     """A flag could not be written and synced: disk full, read-only, gone. The node stays frozen until it can be."""
 
 

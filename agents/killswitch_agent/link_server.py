@@ -33,7 +33,7 @@ SOCKET_PATH_MAX_BYTES = 107
 """Longest path of a Unix socket on Linux."""
 
 
-class LinkUnavailable(Exception):  # noqa: N818 - said of the link
+class LinkUnavailable(Exception):
     """The socket cannot be made; the message says where and why."""
 
 

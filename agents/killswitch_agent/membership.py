@@ -34,7 +34,7 @@ MATERIAL_FRACTION = 0.001
 BOOT_ID_PATH = Path("/proc/sys/kernel/random/boot_id")
 
 
-class NameInUse(Exception):  # noqa: N818 - said of the node's name
+class NameInUse(Exception):
     """Another agent holds this node's name; the message says which and what to do."""
 
 

@@ -14,7 +14,7 @@ ROUTERS_MAX = 64
 """Routers that one node may have; the next one is refused with a sentence."""
 
 
-class RouterRefused(Exception):  # noqa: N818 - said of the router
+class RouterRefused(Exception):
     """A router may not register; the message says why."""
 
 

@@ -28,7 +28,7 @@ def coordinator_run(context: CommandContext, candidate: str, http_port: int | No
 
     It serves one store. Where there are several, each has coordinators of its own: give --store.
     """
-    from killswitch_coordinator.coordinator import Coordinator  # noqa: PLC0415 - only the coordinator pays for it
+    from killswitch_coordinator.coordinator import Coordinator
 
     require_name(candidate, "--id")
     settings: Settings = context.settings()

@@ -41,11 +41,11 @@ COMMANDS = {
 class LazyGroup(click.Group):
     """Lists all subcommands without importing one, and imports the one that is used."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+    def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in the order in which an operator needs them."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """Import the module of one subcommand."""
         if name not in COMMANDS:
             return None
@@ -54,7 +54,7 @@ class LazyGroup(click.Group):
             raise TypeError(f"{COMMANDS[name][0]}.{name} is not a command")
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list from the texts here, so that --help imports nothing."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])

@@ -27,9 +27,9 @@ def check(context: CommandContext, risk_limits: Path | None, risk_rules: Path | 
     a sound file leaves unwatched is said.
     Exits 2 with one sentence for each fault.
     """
-    from killswitch.cli.risk_files import check_risk_files  # noqa: PLC0415 - only when used
-    from killswitch.core.permit import worst_case  # noqa: PLC0415 - only when used
-    from killswitch.stores import lease_slack_ms  # noqa: PLC0415 - as above
+    from killswitch.cli.risk_files import check_risk_files
+    from killswitch.core.permit import worst_case
+    from killswitch.stores import lease_slack_ms
 
     settings = context.settings()
     slacks_ms = []
@@ -76,7 +76,7 @@ def check(context: CommandContext, risk_limits: Path | None, risk_rules: Path | 
 @click.pass_obj
 def show(context: CommandContext) -> None:
     """Print the settings in force, with file, environment and options applied."""
-    import yaml  # noqa: PLC0415 - only when used
+    import yaml
 
     settings = context.settings()
     values = {**settings.model_dump(mode="json"), "store": _shown(settings.stores)}
@@ -102,15 +102,15 @@ def schema(which: str) -> None:
 
 def _schema_of(which: str) -> dict[str, Any]:
     if which == "risk-limits":
-        from killswitch.risk.process.risk_limits_file import limits_schema  # noqa: PLC0415 - only when used
+        from killswitch.risk.process.risk_limits_file import limits_schema
 
         return limits_schema()
     if which == "risk-rules":
-        from killswitch.risk.exposure.policy_settings import rules_schema  # noqa: PLC0415 - only when used
+        from killswitch.risk.exposure.policy_settings import rules_schema
 
         return rules_schema()
-    from killswitch.settings.config import Settings  # noqa: PLC0415 - only when used
-    from killswitch.settings.settings_schema import settings_schema  # noqa: PLC0415 - only when used
+    from killswitch.settings.config import Settings
+    from killswitch.settings.settings_schema import settings_schema
 
     return settings_schema(Settings)
 
@@ -124,7 +124,7 @@ def limits_history(context: CommandContext, file: Path) -> None:
     FILE is limits-audit-NODE.jsonl in the agent's state_dir. Exits 1 when something was changed, is missing or
     stands in another order.
     """
-    from killswitch.cli.risk_files import show_limits_history  # noqa: PLC0415 - only when used
+    from killswitch.cli.risk_files import show_limits_history
 
     show_limits_history(context, file)
 
@@ -135,7 +135,7 @@ def _whose(urls: tuple[str, ...]) -> str:
 
 def _shown(urls: tuple[str, ...]) -> str | list[str]:
     """The URL of the store, or those of all, without what must not be seen."""
-    from killswitch.stores.urls import without_secrets  # noqa: PLC0415 - only when used
+    from killswitch.stores.urls import without_secrets
 
     shown = [without_secrets(url) for url in urls]
     return shown if len(shown) > 1 else shown[0]

@@ -53,7 +53,7 @@ class CommandContext:
 
     def settings(self, **overrides: Any) -> Settings:
         """Read the settings with the command line over them."""
-        from killswitch.settings.config import load_settings  # noqa: PLC0415 - only commands that need settings pay for them
+        from killswitch.settings.config import load_settings
 
         given = {"store": list(self.store_urls) or None, "cluster": self.cluster_name, **overrides}
         return load_settings(self.config_path, {name: value for name, value in given.items() if value is not None})
@@ -68,9 +68,9 @@ class CommandContext:
             settings: as read already.
             request_timeout_ms: time for one call, where it is not that of the settings.
         """
-        from killswitch.cluster.cluster import Cluster  # noqa: PLC0415 - only commands that need a store pay for it
-        from killswitch.cluster.cluster_set import ClusterSet  # noqa: PLC0415 - as above
-        from killswitch.stores import open_store  # noqa: PLC0415 - as above
+        from killswitch.cluster.cluster import Cluster
+        from killswitch.cluster.cluster_set import ClusterSet
+        from killswitch.stores import open_store
 
         settings = settings or self.settings()
         configure_logging("warning")
@@ -92,7 +92,7 @@ class CommandContext:
     @contextmanager
     def cluster(self, settings: Settings | None = None, *, request_timeout_ms: int | None = None) -> Iterator[Cluster]:
         """Open the store and give the cluster in it, for what deals with one store at a time."""
-        from killswitch.stores.urls import without_secrets  # noqa: PLC0415 - as above
+        from killswitch.stores.urls import without_secrets
 
         settings = settings or self.settings()
         if len(settings.stores) > 1:
@@ -125,7 +125,7 @@ def talk(text: str) -> None:
 
 def print_table(table: Table) -> None:
     """Write a table to stdout: at most 80 columns where nothing tells the width."""
-    from rich.console import Console  # noqa: PLC0415 - only tables pay for it
+    from rich.console import Console
 
     # Without a terminal rich would assume 80 columns and cut; a pipe gets every character instead.
     width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "0")) or 160
@@ -135,7 +135,7 @@ def print_table(table: Table) -> None:
 
 def configure_logging(level: Literal["info", "warning"]) -> None:
     """Log to stderr: for people on a terminal, one JSON object a line elsewhere."""
-    import structlog  # noqa: PLC0415 - only commands that log pay for it
+    import structlog
 
     renderer: Any = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
     structlog.configure(
@@ -169,14 +169,14 @@ def sentence_errors() -> Iterator[None]:
 
 def exit_code_of(error: Exception) -> int | None:
     """Return the exit code of an expected fault, ``None`` for a bug."""
-    from killswitch.cluster.cluster import AlreadyInitialised, FreezeNotCommitted, NotInitialised  # noqa: PLC0415 - on a fault
-    from killswitch.cluster.cluster_set import PartlyReleased  # noqa: PLC0415 - on a fault only
-    from killswitch.cluster.forgetting import PartlyForgotten  # noqa: PLC0415 - on a fault only
-    from killswitch.cluster.records import UnreadableRecord  # noqa: PLC0415 - on a fault only
-    from killswitch.core.flag import FlagError  # noqa: PLC0415 - on a fault only
-    from killswitch.gate import GateError, GateOwned  # noqa: PLC0415 - on a fault only
-    from killswitch.settings.config import ConfigError  # noqa: PLC0415 - on a fault only
-    from killswitch.stores import Conflict, OutcomeUnknown, StoreError, StoreUnavailable  # noqa: PLC0415 - on a fault
+    from killswitch.cluster.cluster import AlreadyInitialised, FreezeNotCommitted, NotInitialised
+    from killswitch.cluster.cluster_set import PartlyReleased
+    from killswitch.cluster.forgetting import PartlyForgotten
+    from killswitch.cluster.records import UnreadableRecord
+    from killswitch.core.flag import FlagError
+    from killswitch.gate import GateError, GateOwned
+    from killswitch.settings.config import ConfigError
+    from killswitch.stores import Conflict, OutcomeUnknown, StoreError, StoreUnavailable
 
     ranked: tuple[tuple[type[Exception] | tuple[type[Exception], ...], int], ...] = (
         ((StoreUnavailable, OutcomeUnknown, FreezeNotCommitted), EXIT_STORE_UNAVAILABLE),

@@ -26,8 +26,8 @@ def doctor(context: CommandContext, node_gate: str | None) -> None:
     Writes to one key of its own below the cluster's keys, and deletes it. Exits 0 when nothing is wrong (notes are
     allowed), 1 with a warning or a fault, 4 when a store does not answer.
     """
-    from killswitch.doctor.findings import judge  # noqa: PLC0415 - loads the store's client
-    from killswitch.doctor.verdict import Severity, worst  # noqa: PLC0415 - as above
+    from killswitch.doctor.findings import judge
+    from killswitch.doctor.verdict import Severity, worst
 
     seen = _examine(context, context.settings(), node_gate)
     found = judge(seen)
@@ -42,8 +42,8 @@ def doctor(context: CommandContext, node_gate: str | None) -> None:
 
 
 def _examine(context: CommandContext, settings: Settings, node_gate: str | None) -> Examination:
-    from killswitch.doctor.machine import ClockPair, examine_machine  # noqa: PLC0415 - only when used
-    from killswitch.doctor.measurements import Examination  # noqa: PLC0415 - only when used
+    from killswitch.doctor.machine import ClockPair, examine_machine
+    from killswitch.doctor.measurements import Examination
 
     clocks = ClockPair()
     stores = tuple(_examine_store(context, url) for url in settings.stores)
@@ -58,10 +58,10 @@ def _examine(context: CommandContext, settings: Settings, node_gate: str | None)
 
 def _examine_store(context: CommandContext, url: str) -> StoreExamined:
     """Examine one store; one that cannot even be opened is a finding like any other."""
-    from killswitch.doctor.measurements import StoreExamined, StoreSeen  # noqa: PLC0415 - only when used
-    from killswitch.doctor.probes import examine  # noqa: PLC0415 - only when used
-    from killswitch.stores import StoreError  # noqa: PLC0415 - only when used
-    from killswitch.stores.urls import without_secrets  # noqa: PLC0415 - only when used
+    from killswitch.doctor.measurements import StoreExamined, StoreSeen
+    from killswitch.doctor.probes import examine
+    from killswitch.stores import StoreError
+    from killswitch.stores.urls import without_secrets
 
     try:
         with context.cluster(context.settings(store=[url])) as cluster:
@@ -71,8 +71,8 @@ def _examine_store(context: CommandContext, url: str) -> StoreExamined:
 
 
 def _body(seen: Examination, found: Sequence[Finding]) -> dict[str, Any]:
-    from killswitch.core.permit import worst_case  # noqa: PLC0415 - only when used
-    from killswitch.doctor.verdict import worst  # noqa: PLC0415 - only when used
+    from killswitch.core.permit import worst_case
+    from killswitch.doctor.verdict import worst
 
     bounds = worst_case(seen.timing)
     return {
@@ -93,10 +93,10 @@ def _body(seen: Examination, found: Sequence[Finding]) -> dict[str, Any]:
 
 
 def _show(seen: Examination, found: Sequence[Finding]) -> None:
-    from rich.table import Table  # noqa: PLC0415 - only tables pay for it
-    from rich.text import Text  # noqa: PLC0415 - as above
+    from rich.table import Table
+    from rich.text import Text
 
-    from killswitch.doctor.verdict import Severity  # noqa: PLC0415 - only when used
+    from killswitch.doctor.verdict import Severity
 
     several = len(seen.stores) > 1
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))

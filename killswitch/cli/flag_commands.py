@@ -72,12 +72,12 @@ def freeze(
     Exits 0 only when every gate is proven closed (stopped) and every working order proven cancelled (flat); 3 when the
     freeze is in force but that is not proven in time. Each --scope is a freeze of its own.
     """
-    from killswitch.cluster.certificates import (  # noqa: PLC0415 - loads a client
+    from killswitch.cluster.certificates import (
         CertificateCollector,
         NodesUnreadable,
         wait_in_all_stores,
     )
-    from killswitch.core.permit import expiry_bound_ms  # noqa: PLC0415 - as above
+    from killswitch.core.permit import expiry_bound_ms
 
     wanted = _wanted_freezes(reason, scopes or ("global",), mode, trigger)
     with context.clusters() as stores, ExitStack() as stack:
@@ -110,7 +110,7 @@ def _commit_all(stores: ClusterSet, wanted: Sequence[Freeze], timeout_ms: int) -
     The commits of a cause are those of the stores that have taken *all* causes up to it, so that the last names the
     stores that can prove everything.
     """
-    from killswitch.cluster.cluster import FreezeNotCommitted  # noqa: PLC0415 - only when used
+    from killswitch.cluster.cluster import FreezeNotCommitted
 
     commits: list[Mapping[int, Committed]] = []
     for cause in wanted:
@@ -133,11 +133,11 @@ def _commit_all(stores: ClusterSet, wanted: Sequence[Freeze], timeout_ms: int) -
 
 
 def _wanted_freezes(reason: str, scopes: Sequence[str], mode: str, trigger: str) -> list[Freeze]:
-    from killswitch.clock import wall_now  # noqa: PLC0415 - only when used
-    from killswitch.cluster.cluster import new_freeze_id  # noqa: PLC0415 - only when used
-    from killswitch.core.flag import Freeze  # noqa: PLC0415 - only when used
-    from killswitch.core.modes import Mode  # noqa: PLC0415 - only when used
-    from killswitch.core.scopes import Scope  # noqa: PLC0415 - only when used
+    from killswitch.clock import wall_now
+    from killswitch.cluster.cluster import new_freeze_id
+    from killswitch.core.flag import Freeze
+    from killswitch.core.modes import Mode
+    from killswitch.core.scopes import Scope
 
     try:
         return [
@@ -189,7 +189,7 @@ def _emit_freeze(
 
 def show_certificate(certificate: dict[str, Any]) -> None:
     """Print a certificate as a table with its verdict below."""
-    from rich.table import Table  # noqa: PLC0415 - only tables pay for it
+    from rich.table import Table
 
     table = Table("node", box=None, pad_edge=False)
     table.add_column("state", no_wrap=True)
@@ -292,8 +292,8 @@ def release(
 def _emit_release(
     context: CommandContext, stores: ClusterSet, after: Sequence[Flag], ids: Sequence[str], *, confirmed: bool
 ) -> None:
-    from killswitch.core.flag import merge  # noqa: PLC0415 - only when used
-    from killswitch.core.modes import strictest  # noqa: PLC0415 - only when used
+    from killswitch.core.flag import merge
+    from killswitch.core.modes import strictest
 
     left = merge(*(flag.freezes for flag in after))
     epochs = ", ".join(str(flag.epoch) for flag in after)
@@ -318,8 +318,8 @@ def _emit_release(
 def _ids_to_lift(
     flags: Sequence[Flag], epochs: Sequence[int], scopes: Sequence[str], freeze_ids: Sequence[str]
 ) -> list[str]:
-    from killswitch.core.flag import StaleEpoch, UnknownFreeze, merge  # noqa: PLC0415 - only when used
-    from killswitch.core.scopes import Scope  # noqa: PLC0415 - only when used
+    from killswitch.core.flag import StaleEpoch, UnknownFreeze, merge
+    from killswitch.core.scopes import Scope
 
     for flag, epoch in zip(flags, epochs, strict=True):
         if epoch != flag.epoch:
@@ -341,7 +341,7 @@ def _ids_to_lift(
 
 
 def _confirm(flags: Sequence[Flag], ids: Sequence[str], *, yes: bool) -> None:
-    from killswitch.core.flag import merge  # noqa: PLC0415 - only when used
+    from killswitch.core.flag import merge
 
     freezes = merge(*(flag.freezes for flag in flags))
     for cause in freezes:
@@ -357,8 +357,8 @@ def _confirm(flags: Sequence[Flag], ids: Sequence[str], *, yes: bool) -> None:
 
 def _await_release(cluster: Cluster, flag: Flag, timeout_s: float) -> bool:
     """Wait until every live node has taken over the epoch of the release."""
-    from killswitch.core.permit import NANOSECONDS_PER_MS  # noqa: PLC0415 - only when used
-    from killswitch.stores import StoreError  # noqa: PLC0415 - only when used
+    from killswitch.core.permit import NANOSECONDS_PER_MS
+    from killswitch.stores import StoreError
 
     deadline_ns = cluster.clock() + int(timeout_s * 1000) * NANOSECONDS_PER_MS
     while True:

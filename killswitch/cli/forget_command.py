@@ -39,7 +39,7 @@ def forget(context: CommandContext, *, node: str, reason: str, yes: bool) -> Non
     of them does not answer. The history keeps all that was known. Exits 5 when the node is alive, shows itself
     meanwhile, or is unknown; nothing is forgotten then.
     """
-    from killswitch.cluster.forgetting import forget_in_all  # noqa: PLC0415 - loads the store's client
+    from killswitch.cluster.forgetting import forget_in_all
 
     with context.clusters() as stores:
         found = _look(stores, node)
@@ -74,8 +74,8 @@ def forget(context: CommandContext, *, node: str, reason: str, yes: bool) -> Non
 
 def _look(stores: ClusterSet, node: str) -> list[tuple[Cluster, LostNode]]:
     """Look in every store; one that does not answer keeps all of them from forgetting."""
-    from killswitch.cluster.forgetting import command_for, look_in_all  # noqa: PLC0415 - loads the store's client
-    from killswitch.stores import StoreError  # noqa: PLC0415 - as above
+    from killswitch.cluster.forgetting import command_for, look_in_all
+    from killswitch.stores import StoreError
 
     try:
         return look_in_all(stores.clusters, node)
@@ -131,7 +131,7 @@ def _confirm(stores: ClusterSet, node: str, *, yes: bool) -> None:
 
 
 def _wait_until_no_permit_is_left(found: Sequence[tuple[Cluster, LostNode]]) -> None:
-    from killswitch.cluster.forgetting import wait_left_ms  # noqa: PLC0415 - only when used
+    from killswitch.cluster.forgetting import wait_left_ms
 
     def left_ms() -> float:
         return max(wait_left_ms(cluster, remains) for cluster, remains in found)

@@ -14,8 +14,8 @@ NANOSECONDS_PER_MS = 1_000_000
 @click.pass_obj
 def gate(context: CommandContext, path: str | None) -> None:
     """Show a gate page. Without PATH it is the one that the settings name. Needs no store."""
-    from killswitch import Gate, Mode  # noqa: PLC0415 - only when used
-    from killswitch.clock import now_ns  # noqa: PLC0415 - only when used
+    from killswitch import Gate, Mode
+    from killswitch.clock import now_ns
 
     if path is None:
         settings = context.settings()
@@ -57,7 +57,7 @@ def gate(context: CommandContext, path: str | None) -> None:
         f"permit {permit_ms_left} ms left, agent {state.writer_pid} wrote {body['heartbeat_ms_ago']} ms ago"
     )
     if state.causes:
-        from rich.table import Table  # noqa: PLC0415 - only tables pay for it
+        from rich.table import Table
 
         table = Table("freeze", "mode", "scope", "trigger", "reason", box=None, pad_edge=False)
         for cause in state.causes:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def _table(*columns: str) -> Table:
-    from rich.table import Table  # noqa: PLC0415 - only tables pay for it
+    from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
     for column in columns:
@@ -57,9 +57,9 @@ def _read_status(cluster: Cluster) -> tuple[Flag, NodeRoster, LeaderRecord | Non
 
 
 def _status_of_several(context: CommandContext, stores: ClusterSet) -> None:
-    from killswitch.cluster.cluster_set import EXPECTED_FAULTS  # noqa: PLC0415 - only when used
-    from killswitch.core.modes import Mode, strictest  # noqa: PLC0415 - only when used
-    from killswitch.stores import StoreError  # noqa: PLC0415 - only when used
+    from killswitch.cluster.cluster_set import EXPECTED_FAULTS
+    from killswitch.core.modes import Mode, strictest
+    from killswitch.stores import StoreError
 
     bodies: list[dict[str, Any]] = []
     modes: list[Mode] = []
@@ -89,7 +89,7 @@ def _status_of_several(context: CommandContext, stores: ClusterSet) -> None:
 
 
 def _readable_leader(cluster: Cluster) -> LeaderRecord | None:
-    from killswitch.cluster.records import UnreadableRecord  # noqa: PLC0415 - only when used
+    from killswitch.cluster.records import UnreadableRecord
 
     try:
         return cluster.leader()
@@ -298,9 +298,9 @@ def _why(entry: HistoryEntry) -> str:
 @click.pass_obj
 def watch(context: CommandContext, count: int | None) -> None:
     """Show the flag now and at every change, one line each (one JSON object a line with -o json)."""
-    from killswitch.cluster.cluster import NotInitialised  # noqa: PLC0415 - loads the store's client
-    from killswitch.cluster.records import UnreadableRecord  # noqa: PLC0415 - as above
-    from killswitch.stores import StoreError  # noqa: PLC0415 - as above
+    from killswitch.cluster.cluster import NotInitialised
+    from killswitch.cluster.records import UnreadableRecord
+    from killswitch.stores import StoreError
 
     with context.cluster() as cluster:
         done = threading.Event()

@@ -38,7 +38,7 @@ def check_risk_files(settings: Settings, limits_path: Path | None, rules_path: P
     Raises:
         CommandError: with every fault of both files, exit code 2.
     """
-    from killswitch.risk.exposure.policy_settings import load_risk_rules  # noqa: PLC0415 - only when used
+    from killswitch.risk.exposure.policy_settings import load_risk_rules
 
     named = settings.agent
     if limits_path is None and rules_path is None:
@@ -80,8 +80,8 @@ def _limits_with_rules(path: Path) -> RiskLimitsFile:
     Raises:
         ValueError: it cannot be used; the message has one line for each fault.
     """
-    from killswitch.risk.process.risk_limits_file import load_risk_limits  # noqa: PLC0415 - only when used
-    from killswitch.risk.process.rule_loading import RuleNotUsable, load_node_rules, load_order_rules  # noqa: PLC0415 - as above
+    from killswitch.risk.process.risk_limits_file import load_risk_limits
+    from killswitch.risk.process.rule_loading import RuleNotUsable, load_node_rules, load_order_rules
 
     limits = load_risk_limits(path)
     faults = []
@@ -107,27 +107,27 @@ def _make_figures(limits: RiskLimitsFile) -> None:
         ImportError: the extra is not installed; the message says how it is.
     """
     if limits.value_at_risk is not None:
-        from killswitch.risk.figures.value_at_risk import ValueAtRiskMonitor  # noqa: PLC0415 - only when used
+        from killswitch.risk.figures.value_at_risk import ValueAtRiskMonitor
 
         ValueAtRiskMonitor(limits.value_at_risk)
     if limits.anomaly is not None:
-        from killswitch.risk.figures.anomaly import AnomalyDetector  # noqa: PLC0415 - only when used
+        from killswitch.risk.figures.anomaly import AnomalyDetector
 
         AnomalyDetector(limits.anomaly)
 
 
 def _calendar(rules: RiskRules) -> object:
-    import time  # noqa: PLC0415 - only when used
+    import time
 
-    from killswitch.clock import now_ns  # noqa: PLC0415 - only when used
-    from killswitch.risk.exposure.trading_session import session_clock  # noqa: PLC0415 - only when used
+    from killswitch.clock import now_ns
+    from killswitch.risk.exposure.trading_session import session_clock
 
     return session_clock(rules, wall_ns=time.time_ns, clock=now_ns)
 
 
 def _limits_sentence(limits: RiskLimitsFile) -> str:
     """Say what is on, in one sentence."""
-    from killswitch.risk.pretrade.message_throttle import most_in_a_second  # noqa: PLC0415 - only when used
+    from killswitch.risk.pretrade.message_throttle import most_in_a_second
 
     orders, pretrade = limits.orders, limits.pretrade
     on = [name for name in type(pretrade).model_fields if _is_section_on(pretrade, name)]
@@ -176,7 +176,7 @@ def _rules_notes(rules: RiskRules) -> tuple[str, ...]:
 
 
 def _is_section_on(pretrade: Any, name: str) -> bool:
-    from pydantic import BaseModel  # noqa: PLC0415 - only when used
+    from pydantic import BaseModel
 
     value = getattr(pretrade, name)
     return isinstance(value, BaseModel) or (name == "permitted_symbols" and value is not None)
@@ -199,9 +199,9 @@ def show_limits_history(context: CommandContext, file: Path) -> None:
     Raises:
         CommandError: the file cannot be read.
     """
-    from rich.table import Table  # noqa: PLC0415 - only tables pay for it
+    from rich.table import Table
 
-    from killswitch.risk.process.limits_audit import read_audit  # noqa: PLC0415 - only when used
+    from killswitch.risk.process.limits_audit import read_audit
 
     try:
         entries, faults = read_audit(file)

@@ -52,15 +52,15 @@ VERIFY_ATTEMPTS = 20
 """How often the history is read again because the flag changed meanwhile."""
 
 
-class NotInitialised(Exception):  # noqa: N818 - what is said of the cluster
+class NotInitialised(Exception):
     """The store holds no flag for this cluster: every gate is closed until ``killswitch init``."""
 
 
-class AlreadyInitialised(Exception):  # noqa: N818 - what is said of the cluster
+class AlreadyInitialised(Exception):
     """The cluster has a flag; ``init`` never overwrites one."""
 
 
-class FreezeNotCommitted(Exception):  # noqa: N818 - what is said of the freeze
+class FreezeNotCommitted(Exception):
     """The store did not take the freeze in time. ``may_have_happened`` says whether it could be in force."""
 
     def __init__(self, sentence: str, *, may_have_happened: bool) -> None:

@@ -29,7 +29,7 @@ PATIENCE_CALLS = 2
 """How many calls' time a store that does not answer is still given once another has taken a freeze."""
 
 
-class PartlyReleased(Exception):  # noqa: N818 - said of the release
+class PartlyReleased(Exception):
     """Some stores have the release and others do not: every gate stays closed until it is in all of them."""
 
 

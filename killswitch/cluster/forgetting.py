@@ -43,7 +43,7 @@ PARTS_LEFT_OUT = ((), ("routers",), ("routers", "holdings"))
 """What the account of a node does without, one after the other, until it fits into a history entry."""
 
 
-class NotForgotten(FlagError):  # noqa: N818 - said of the node
+class NotForgotten(FlagError):
     """The node must not be taken out of the books, or not yet; nothing was changed."""
 
 
@@ -51,7 +51,7 @@ class UnknownNode(NotForgotten):
     """The store knows nothing of such a node."""
 
 
-class PartlyForgotten(Exception):  # noqa: N818 - said of the node
+class PartlyForgotten(Exception):
     """Some stores have taken the node out of their books and others have not."""
 
 

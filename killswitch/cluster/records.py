@@ -32,7 +32,7 @@ from killswitch.core.scopes import Scope
 ModeName = Literal["ACTIVE", "REDUCE_ONLY", "FROZEN"]
 
 
-class UnreadableRecord(Exception):  # noqa: N818 - said of the record, not of the program
+class UnreadableRecord(Exception):
     """A key holds something that this version cannot read; the message says the key and what is wrong."""
 
 

@@ -45,7 +45,7 @@ class FlagError(Exception):
     """A change of the flag that must not be made; the message is a sentence for the operator."""
 
 
-class StaleEpoch(FlagError):  # noqa: N818 - named as operators speak of it
+class StaleEpoch(FlagError):
     """A release names an epoch that is not the current one: somebody changed the flag in between."""
 
     def __init__(self, named_epoch: int, current_epoch: int) -> None:
@@ -57,7 +57,7 @@ class StaleEpoch(FlagError):  # noqa: N818 - named as operators speak of it
         self.current_epoch = current_epoch
 
 
-class UnknownFreeze(FlagError):  # noqa: N818 - named as operators speak of it
+class UnknownFreeze(FlagError):
     """A release names a freeze that is not in force."""
 
 

@@ -217,7 +217,7 @@ def _told(store: Store) -> tuple[str, dict[str, str], str]:
             version = store.server_version()
         if isinstance(store, TellsSettings):
             settings = store.server_settings()
-    except Exception as problem:  # noqa: BLE001 - whatever a server of another make says, the rest is still measured
+    except Exception as problem:  # whatever a server of another make says, the rest is still measured
         error = str(problem) or repr(problem)
     shown = {
         name: value

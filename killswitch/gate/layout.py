@@ -105,7 +105,7 @@ class PageError(Exception):
     """The bytes are not a gate page that this code can read; the message says what is wrong with them."""
 
 
-class TornPage(PageError):  # noqa: N818 - named as the state of the page that it reports
+class TornPage(PageError):
     """The page is being written, or its writer died while writing it."""
 
 

@@ -67,11 +67,11 @@ class GateError(Exception):
     """No order may be sent; the message is a sentence for the person who looks into it."""
 
 
-class GateUnavailable(GateError):  # noqa: N818 - reads as the state that it reports
+class GateUnavailable(GateError):
     """There is no gate page to read, or it is not one that this program can trust."""
 
 
-class Blocked(GateError):  # noqa: N818 - reads as the state that it reports
+class Blocked(GateError):
     """The gate lets this order not pass.
 
     Attributes:
@@ -204,7 +204,7 @@ class Gate:
     #
     # The word is read before the clock: an order that passes has its clock reading before the deadline, however long
     # the process was paused in between.
-    def allows(  # noqa: PLR0917 - keyword-only costs half a check, see above
+    def allows(
         self,
         symbol: str | None = None,
         venue: str | None = None,
@@ -235,7 +235,7 @@ class Gate:
             return True
         return self._refusal(_attributes(symbol, venue, account, desk, trader, client, strategy), reduces) is None
 
-    def check(  # noqa: PLR0917 - keyword-only costs half a check, see above
+    def check(
         self,
         symbol: str | None = None,
         venue: str | None = None,
@@ -257,7 +257,7 @@ class Gate:
         if refusal is not None:
             raise refusal
 
-    def mode(  # noqa: PLR0917 - keyword-only costs half a check, see above
+    def mode(
         self,
         symbol: str | None = None,
         venue: str | None = None,

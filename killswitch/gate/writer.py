@@ -63,7 +63,7 @@ _FILE_MODE: Final = 0o644
 _DIRECTORY_MODE: Final = 0o755
 
 
-class GateOwned(GateError):  # noqa: N818 - reads as the state that it reports
+class GateOwned(GateError):
     """Another process writes this gate. Attribute ``owner_pid``: its process id as it wrote it, 0 when unknown."""
 
     def __init__(self, path: Path, owner_pid: int) -> None:

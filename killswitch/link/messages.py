@@ -35,7 +35,7 @@ LINE_MAX_BYTES = 256 * 1024
 NAME_MAX_CHARS = 64
 
 
-class BadLine(Exception):  # noqa: N818 - said of the line, not of the program
+class BadLine(Exception):
     """A line that this end cannot accept; the message says what is wrong with it."""
 
 

@@ -63,7 +63,7 @@ def json_figures(metadata: object) -> dict[str, Any]:
     try:
         figures = dict(finite_or_text(metadata))
         return {name: _json_value(value) for name, value in figures.items()}
-    except Exception:  # noqa: BLE001 - an object that cannot even be named must not come before the stop
+    except Exception:  # an object that cannot even be named must not come before the stop
         return {"unreadable_metadata": f"a {type(metadata).__name__}"}
 
 

@@ -84,7 +84,7 @@ class LocalFreeze:
         if self._on_freeze is not None:
             try:
                 self._on_freeze(event)
-            except Exception as error:  # noqa: BLE001 - whatever it raises, the local freeze stands
+            except Exception as error:  # whatever it raises, the local freeze stands
                 event = self._amend(event, {"on_freeze_error": repr(error)})
                 say("error", "the freeze could not be passed on", error=repr(error), reason=reason)
         self._counter.labels(reason=trigger).inc()
@@ -142,7 +142,7 @@ class LocalFreeze:
                 done = result.open == 0
             else:
                 notes, done = {"orders_cancelled": int(result)}, True
-        except Exception as error:  # noqa: BLE001 - whatever the router raises, the monitor stays frozen
+        except Exception as error:  # whatever the router raises, the monitor stays frozen
             notes = {"cancel_error": repr(error)}
             say("error", "cancelling failed; the monitor stays frozen", error=repr(error), reason=reason)
         with self._lock:
@@ -165,5 +165,5 @@ class LocalFreeze:
         """The present time for people, ``unknown`` when the clock fails."""
         try:
             return self._wall_clock()
-        except Exception:  # noqa: BLE001 - a clock for people must not stop a freeze
+        except Exception:  # a clock for people must not stop a freeze
             return "unknown"

@@ -65,7 +65,7 @@ class OrderChecks:
             own = client_order_id if reserved else None
             reduces = self.monitor is not None and self.monitor.would_reduce(symbol, side, qty, client_order_id=own)
             self._gate.check(symbol, **self._scope, reduces=reduces)
-        except Exception as error:  # noqa: BLE001 - Blocked, or a gate that cannot be asked: both mean no
+        except Exception as error:  # Blocked, or a gate that cannot be asked: both mean no
             return Refused(str(client_order_id), "gate", str(error) or repr(error))
         return None
 
@@ -117,7 +117,7 @@ class OrderChecks:
             return
         try:
             self.controls.on_cancel()
-        except Exception as error:  # noqa: BLE001 - a count must never come between a stop and its cancels
+        except Exception as error:  # a count must never come between a stop and its cancels
             _log.error("a cancel could not be counted", error=repr(error))
 
     def on_unknown_fill(self, event: VenueEvent) -> None:

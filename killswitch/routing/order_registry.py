@@ -62,7 +62,7 @@ class OrderError(ValueError):
     """An order cannot do what is asked of it; the message says why."""
 
 
-class RegistryUnavailable(Exception):  # noqa: N818 - said of the registry
+class RegistryUnavailable(Exception):
     """The registry did not answer, or refuses; what was asked of it may have happened."""
 
 

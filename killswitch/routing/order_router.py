@@ -233,7 +233,7 @@ class OrderRouter:
             in_doubt = ""
         except OrderRejected as error:
             rejected, in_doubt = str(error) or "rejected", ""
-        except Exception as error:  # noqa: BLE001 - anything else leaves open whether the order arrived
+        except Exception as error:  # anything else leaves open whether the order arrived
             in_doubt = f"whether the order arrived is not known: {error!r}"
             _log.error("an order is in doubt", order=order.client_order_id, sequence=order.sequence, error=repr(error))
         finally:
@@ -334,7 +334,7 @@ class OrderRouter:
         try:
             self._venue_client.cancel(entry.order.client_order_id)
             self._checks.on_cancel()
-        except Exception as error:  # noqa: BLE001 - counted, and the other cancels go on
+        except Exception as error:  # counted, and the other cancels go on
             failed = True
             _log.error("a cancel could not be sent", order=entry.order.client_order_id, error=repr(error))
         finally:
@@ -463,6 +463,6 @@ class OrderRouter:
 def _is_covered(covers: Callable[[Mapping[str, str | None]], bool], attributes: Mapping[str, str | None]) -> bool:
     try:
         return covers(attributes) is not False
-    except Exception as error:  # noqa: BLE001 - whether it is covered is unknown, so it is
+    except Exception as error:  # whether it is covered is unknown, so it is
         _log.error("a cancel predicate failed; the order counts as covered", error=repr(error))
         return True

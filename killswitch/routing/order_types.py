@@ -12,7 +12,7 @@ from killswitch.routing.order_state import OrderState
 RefusalCause = Literal["gate", "monitor", "bad_input", "duplicate", "too_many_open", "venue"]
 
 
-class OrderRejected(Exception):  # noqa: N818 - said of the order, not of the program
+class OrderRejected(Exception):
     """Raised by a venue client's ``place``: this order did not and will not reach the book. Definite."""
 
 

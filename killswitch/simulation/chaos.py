@@ -39,7 +39,7 @@ HARD_PCT: Final = 2.0
 FAT_FINGER_TIMES: Final = 6.4
 
 
-class NoSuchScenario(ValueError):  # noqa: N818 - said of the name, not of the program
+class NoSuchScenario(ValueError):
     """There is no scenario of that name; the message lists those that exist."""
 
 
@@ -112,8 +112,8 @@ def run_chaos(name: str = "all", *, seed: int = 1, start: str = FIXED_START) -> 
         if name in ("all", each):
             run = ChaosRun(each, title, StagedAccount(moment, BALANCE_USD, AccountLimits()))
             try:
-                play(run, random.Random(f"{each} {seed}"))  # noqa: S311 - a repeatable run, not a secret
-            except Exception as error:  # noqa: BLE001 - a run that breaks off is a verdict too
+                play(run, random.Random(f"{each} {seed}"))
+            except Exception as error:  # a run that breaks off is a verdict too
                 run.check("the run comes to its end", False, repr(error))
             runs.append(run)
     return runs

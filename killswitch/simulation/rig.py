@@ -364,7 +364,7 @@ def play(name: str, new_orders: NewOrders = MemoryOrderRegistry) -> RigRun:
         steps(run)
     except RegistryUnavailable:
         raise
-    except Exception as error:  # noqa: BLE001 - a run that breaks off is a verdict too
+    except Exception as error:  # a run that breaks off is a verdict too
         run.check("the run", "ends", f"broke off: {error!r}")
     return run
 

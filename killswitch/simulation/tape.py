@@ -43,7 +43,7 @@ _HOLD_NOISE = 0.0002
 _NOISE_MAX = 0.005
 
 
-class BadTape(ValueError):  # noqa: N818 - said of the tape, not of the program
+class BadTape(ValueError):
     """The tape cannot be played; the message is a sentence with the file and the line in it."""
 
 
@@ -110,7 +110,7 @@ def synthetic_tape(
     """
     shape = shape or CrashShape()
     _check_shape(prices_usd, shape)
-    rng = random.Random(seed)  # noqa: S311 - a repeatable tape, not a secret
+    rng = random.Random(seed)
     low = 1.0 - shape.fall
     settled = low + shape.fall * shape.rebound
     parts = (
@@ -198,7 +198,7 @@ class TapePlayer:
             raise BadTape("a tape needs at least one tick")
         self._ticks = ticks
         self._index = 0
-        self._rng = random.Random(seed)  # noqa: S311 - repeatable noise, not a secret
+        self._rng = random.Random(seed)
         self._calm_ends = next((index for index, tick in enumerate(ticks) if tick.part != CALM), len(ticks))
         self._may_fall = False
 

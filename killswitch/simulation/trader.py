@@ -87,7 +87,7 @@ class Trader:
 
     def __init__(self, options: TraderOptions) -> None:
         self._options = options
-        rng = random.Random(f"{options.seed}:{options.router}")  # noqa: S311 - repeatable variety, not a secret
+        rng = random.Random(f"{options.seed}:{options.router}")
         # Routers that all quote alike would all be filled at the same tick.
         self._plan = replace(
             DEFAULT_PLAN,

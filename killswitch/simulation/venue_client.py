@@ -36,7 +36,7 @@ _KINDS: Mapping[str, VenueEventKind] = {
 _log = structlog.get_logger("killswitch.venue_client")
 
 
-class VenueDisconnected(ConnectionError):  # noqa: N818 - the state that it reports
+class VenueDisconnected(ConnectionError):
     """There is no connection to the venue, or it broke; the message says where."""
 
 
@@ -189,7 +189,7 @@ class SimulatedVenueClient:
                     self._hear(*decode(line))
         except (OSError, BadLine) as error:
             _log.error("the venue cannot be heard any more", error=str(error))
-        except Exception:  # noqa: BLE001 - one fault of a callback must end the session, not go unnoticed
+        except Exception:  # one fault of a callback must end the session, not go unnoticed
             _log.exception("what the venue says cannot be taken in")
         finally:
             self._lost.set()

@@ -11,7 +11,7 @@ from killswitch.link.messages import LINE_MAX_BYTES, BadLine, decode, encode
 REQUEST_TIMEOUT_S = 5.0
 
 
-class VenueFault(Exception):  # noqa: N818 - the venue's answer, not a defect of this program
+class VenueFault(Exception):
     """The venue did not answer an operator, or refused; the message says what."""
 
 

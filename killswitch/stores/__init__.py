@@ -52,7 +52,7 @@ def open_store(url: str, *, request_timeout_ms: int = 400, backoff_cap_ms: int =
         )
     parsed = parse_store_url(url)
     if parsed.scheme in {"etcd", "etcds"}:
-        from killswitch.stores.etcd.store import EtcdStore  # noqa: PLC0415 - imports grpc
+        from killswitch.stores.etcd.store import EtcdStore
 
         if parsed.path:
             raise ValueError(f"an etcd URL has no path, and this one has {parsed.path!r}; write {parsed.scheme}://HOST")
@@ -64,20 +64,20 @@ def open_store(url: str, *, request_timeout_ms: int = 400, backoff_cap_ms: int =
             tls=parsed.tls,
         )
     if parsed.scheme in {"redis", "rediss", "redis+sentinel", "rediss+sentinel"}:
-        from killswitch.stores.redis.store import open_redis  # noqa: PLC0415 - imports redis
+        from killswitch.stores.redis.store import open_redis
 
         return open_redis(parsed, request_timeout_ms=request_timeout_ms, backoff_cap_ms=backoff_cap_ms)
     if parsed.scheme in {"zookeeper", "zookeeper+tls"}:
-        from killswitch.stores.zookeeper.store import ZooKeeperStore  # noqa: PLC0415 - imports kazoo
+        from killswitch.stores.zookeeper.store import ZooKeeperStore
 
         return ZooKeeperStore(parsed, request_timeout_ms=request_timeout_ms, backoff_cap_ms=backoff_cap_ms)
     if parsed.scheme == "embedded":
-        from killswitch.stores.etcd.embedded import EmbeddedStore  # noqa: PLC0415 - imports grpc
+        from killswitch.stores.etcd.embedded import EmbeddedStore
 
         return EmbeddedStore(
             _directory(parsed.path), request_timeout_ms=request_timeout_ms, backoff_cap_ms=backoff_cap_ms
         )
-    from killswitch.stores.memory import MemoryStore  # noqa: PLC0415 - keeps this package import-light
+    from killswitch.stores.memory import MemoryStore
 
     return MemoryStore(parsed.path)
 
@@ -90,18 +90,18 @@ def lease_slack_ms(url: str) -> int:
     """
     scheme = parse_store_url(url).scheme
     if scheme in {"etcd", "etcds", "embedded"}:
-        from killswitch.stores.etcd.store import LEASE_SLACK_MS as OF_ETCD  # noqa: PLC0415 - imports grpc
+        from killswitch.stores.etcd.store import LEASE_SLACK_MS as OF_ETCD
 
         return OF_ETCD
     if scheme in {"redis", "rediss", "redis+sentinel", "rediss+sentinel"}:
-        from killswitch.stores.redis.store import LEASE_SLACK_MS as OF_REDIS  # noqa: PLC0415 - imports redis
+        from killswitch.stores.redis.store import LEASE_SLACK_MS as OF_REDIS
 
         return OF_REDIS
     if scheme in {"zookeeper", "zookeeper+tls"}:
-        from killswitch.stores.zookeeper.lease import LEASE_SLACK_MS as OF_ZOOKEEPER  # noqa: PLC0415 - imports kazoo
+        from killswitch.stores.zookeeper.lease import LEASE_SLACK_MS as OF_ZOOKEEPER
 
         return OF_ZOOKEEPER
-    from killswitch.stores.memory import LEASE_SLACK_MS as OF_MEMORY  # noqa: PLC0415 - keeps this package import-light
+    from killswitch.stores.memory import LEASE_SLACK_MS as OF_MEMORY
 
     return OF_MEMORY
 

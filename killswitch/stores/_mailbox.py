@@ -24,7 +24,7 @@ def call_back(prefix: str, callback: Callable[P, None], *args: P.args, **kwargs:
     """Call a watcher's callback; what it raises is logged and goes no further, because the watch must go on."""
     try:
         callback(*args, **kwargs)
-    except Exception:  # noqa: BLE001 - everything: the next event may be the freeze, and it has to arrive
+    except Exception:  # everything: the next event may be the freeze, and it has to arrive
         say(_log.exception, "watch callback raised", prefix=prefix)
 
 

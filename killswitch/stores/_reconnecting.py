@@ -45,7 +45,7 @@ def subscribe_for_ever(
         started_ns = now_ns()
         try:
             why = subscribe(server)
-        except Exception as error:  # noqa: BLE001 - everything: the next event may be the freeze, and it has to arrive
+        except Exception as error:  # everything: the next event may be the freeze, and it has to arrive
             say(_log.exception, "watch failed", prefix=prefix, address=server)
             why = f"a fault of ours: {error!r}"
         if stop.is_set():

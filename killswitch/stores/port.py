@@ -28,23 +28,23 @@ class StoreError(Exception):
     """Base of the five; the message is a sentence with the store's address in it."""
 
 
-class Conflict(StoreError):  # noqa: N818 - the five names are the port's vocabulary
+class Conflict(StoreError):
     """An expected version does not hold; nothing was written."""
 
 
-class LeaseLost(StoreError):  # noqa: N818 - as above
+class LeaseLost(StoreError):
     """The lease is definitely gone, or its key is no longer its own."""
 
 
-class StoreUnavailable(StoreError):  # noqa: N818 - as above
+class StoreUnavailable(StoreError):
     """No answer, and the request definitely had no effect."""
 
 
-class OutcomeUnknown(StoreError):  # noqa: N818 - as above
+class OutcomeUnknown(StoreError):
     """No answer, and the write may or may not have happened. Read, then decide."""
 
 
-class StoreForbidden(StoreError):  # noqa: N818 - as above
+class StoreForbidden(StoreError):
     """The store refuses; trying again will not help."""
 
 

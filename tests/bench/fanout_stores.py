@@ -58,7 +58,7 @@ time.sleep(3600)
 """
 
 
-class NotHere(Exception):  # noqa: N818 - said of a server
+class NotHere(Exception):
     """The server cannot be had on this machine; the message says why."""
 
 
@@ -91,8 +91,8 @@ def serving(kind: str, folder: Path) -> Iterator[StoreUnderBench]:
 
 
 def _etcd(folder: Path, stack: ExitStack) -> StoreUnderBench:
-    import grpc  # noqa: PLC0415 - a bench of one store needs no other's client
-    from pyetcd import etcdrpc  # noqa: PLC0415 - as above
+    import grpc
+    from pyetcd import etcdrpc
 
     owner = stack.enter_context(open_store(f"embedded://{folder / 'etcd'}", request_timeout_ms=1_000))
     assert isinstance(owner, EmbeddedStore)
@@ -108,7 +108,7 @@ def _etcd(folder: Path, stack: ExitStack) -> StoreUnderBench:
 
 
 def _redis(folder: Path, stack: ExitStack) -> StoreUnderBench:
-    import redis  # noqa: PLC0415 - as above
+    import redis
 
     address = _in_container("redis", stack)
     host, _, port = address.rpartition(":")
@@ -121,7 +121,7 @@ def _redis(folder: Path, stack: ExitStack) -> StoreUnderBench:
 
 
 def _zookeeper(folder: Path, stack: ExitStack) -> StoreUnderBench:
-    from kazoo.client import KazooClient  # noqa: PLC0415 - as above
+    from kazoo.client import KazooClient
 
     address = _in_container("zookeeper", stack)
     client = KazooClient(address)
@@ -134,7 +134,7 @@ def _zookeeper(folder: Path, stack: ExitStack) -> StoreUnderBench:
 
 def _in_container(kind: str, stack: ExitStack) -> str:
     """Start a server of the conformance suite's kind and return its ``host:port``."""
-    from tests.conformance.conftest import start_in_container  # noqa: PLC0415 - needs Docker's client
+    from tests.conformance.conftest import start_in_container
 
     try:
         rig = start_in_container(kind)

@@ -42,7 +42,7 @@ def _beside_pybreaker(calls: int, rounds: int) -> list[Row]:
         return breaker.allows() and _nothing()
 
     try:
-        import pybreaker  # noqa: PLC0415 - optional
+        import pybreaker
     except ImportError:
         return [_alone(name, "pybreaker", ours, calls)]
     closed = pybreaker.CircuitBreaker()
@@ -81,17 +81,17 @@ def _beside_nautilus(calls: int, rounds: int) -> list[Row]:
 
 def _nautilus_check() -> tuple[Check, str]:
     """A risk engine with one instrument and a limit of value, behind it an endpoint that only counts."""
-    from nautilus_trader.cache.cache import Cache  # noqa: PLC0415 - optional, and slow to import
-    from nautilus_trader.common.component import MessageBus, TestClock  # noqa: PLC0415 - as above
-    from nautilus_trader.common.factories import OrderFactory  # noqa: PLC0415 - as above
-    from nautilus_trader.core.uuid import UUID4  # noqa: PLC0415 - as above
-    from nautilus_trader.execution.messages import SubmitOrder  # noqa: PLC0415 - as above
-    from nautilus_trader.model.enums import OrderSide  # noqa: PLC0415 - as above
-    from nautilus_trader.model.identifiers import StrategyId, TraderId  # noqa: PLC0415 - as above
-    from nautilus_trader.portfolio.portfolio import Portfolio  # noqa: PLC0415 - as above
-    from nautilus_trader.risk.config import RiskEngineConfig  # noqa: PLC0415 - as above
-    from nautilus_trader.risk.engine import RiskEngine  # noqa: PLC0415 - as above
-    from nautilus_trader.test_kit.providers import TestInstrumentProvider  # noqa: PLC0415 - as above
+    from nautilus_trader.cache.cache import Cache
+    from nautilus_trader.common.component import MessageBus, TestClock
+    from nautilus_trader.common.factories import OrderFactory
+    from nautilus_trader.core.uuid import UUID4
+    from nautilus_trader.execution.messages import SubmitOrder
+    from nautilus_trader.model.enums import OrderSide
+    from nautilus_trader.model.identifiers import StrategyId, TraderId
+    from nautilus_trader.portfolio.portfolio import Portfolio
+    from nautilus_trader.risk.config import RiskEngineConfig
+    from nautilus_trader.risk.engine import RiskEngine
+    from nautilus_trader.test_kit.providers import TestInstrumentProvider
 
     trader, strategy, clock, cache = TraderId("BENCH-001"), StrategyId("MM-001"), TestClock(), Cache()
     bus = MessageBus(trader_id=trader, clock=clock)

@@ -31,7 +31,7 @@ TAKES_HOLD_WITHIN_S = 10.0
 LOG_LINES = 25
 
 
-class DidNotTakeHold(AssertionError):  # noqa: N818 - said of the fault
+class DidNotTakeHold(AssertionError):
     """A fault was asked for and did not happen; the scenario that follows would prove nothing."""
 
 

@@ -81,7 +81,7 @@ class RuleEngine:
                 continue
             try:
                 hear()
-            except Exception as error:  # noqa: BLE001 - a rule that cannot take a release goes on finding what it finds
+            except Exception as error:  # a rule that cannot take a release goes on finding what it finds
                 say("error", "a rule of the node could not take a release", rule=rule.name, error=repr(error))
 
     def overdue(self) -> Judged | None:
@@ -99,7 +99,7 @@ class RuleEngine:
         try:
             answer: object = rule.judge(snapshot)
             findings = _checked(rule.name, answer)
-        except Exception as error:  # noqa: BLE001 - whatever it raises, its answer is unknown
+        except Exception as error:  # whatever it raises, its answer is unknown
             return (self._fault(f"the rule {rule.name} failed: {error!r}"),)
         finally:
             with self._watched:

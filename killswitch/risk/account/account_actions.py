@@ -85,7 +85,7 @@ class AccountActions:
                     if measure not in reached:
                         breaker.good_reading(kind)
             self._note_engagement(before, after)
-        except Exception as error:  # noqa: BLE001 - a monitor that fails is a breach
+        except Exception as error:  # a monitor that fails is a breach
             self._engage_unknown(f"the account monitor failed: {error!r}")
 
     def _act_on_limits(self, before: AccountState, after: AccountState, found: tuple[Finding, ...]) -> None:
@@ -94,7 +94,7 @@ class AccountActions:
             self._note_levels(found, after)
             self._engage(found, after)
             self._note_engagement(before, after)
-        except Exception as error:  # noqa: BLE001 - a monitor that fails is a breach
+        except Exception as error:  # a monitor that fails is a breach
             self._engage_unknown(f"the account monitor failed: {error!r}")
 
     def _engage(self, found: tuple[Finding, ...], after: AccountState) -> None:
@@ -139,7 +139,7 @@ class AccountActions:
         if self._on_freeze is not None:
             try:
                 self._on_freeze(event)
-            except Exception as error:  # noqa: BLE001 - whatever it raises, the breaker stands
+            except Exception as error:  # whatever it raises, the breaker stands
                 say("error", "the kill could not be passed on", error=repr(error), reason=reason)
 
     def _note_levels(self, found: tuple[Finding, ...], after: AccountState) -> None:
@@ -185,13 +185,13 @@ class AccountActions:
         """The time for what only spaces things out; a clock that fails stands still."""
         try:
             return self._clock()
-        except Exception:  # noqa: BLE001 - the tick that met it is a breach already
+        except Exception:  # the tick that met it is a breach already
             return self._next_look_ns
 
     def _time(self) -> str:
         try:
             return self._wall_clock()
-        except Exception:  # noqa: BLE001 - a clock for people must not stop a kill
+        except Exception:  # a clock for people must not stop a kill
             return "unknown"
 
 

@@ -16,7 +16,7 @@ LARGEST: Final = 1e15
 SYMBOL_MAX_CHARACTERS: Final = 128
 
 
-class BadTick(Exception):  # noqa: N818 - said of the tick, not of the program
+class BadTick(Exception):
     """A tick or a fill that cannot be used; the message says what of it makes no sense."""
 
 

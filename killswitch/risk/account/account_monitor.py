@@ -190,7 +190,7 @@ class RiskMonitor(AccountActions):
                 found = self._judge(now)
                 after = self._last = self._state(self._wall_clock(), found)
                 act = now >= self._next_look_ns
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with a tick, it is a breach
+            except Exception as error:  # whatever is wrong with a tick, it is a breach
                 bad, after, act = self._distrust(error), self._last, True
             if found or self._levels:
                 act = act or after.alert_level is AlertLevel.CRITICAL or levels_of(found) != self._levels
@@ -221,7 +221,7 @@ class RiskMonitor(AccountActions):
                 self._take_fill(symbol, side, qty, price, now)
                 found = self._judge(now)
                 after = self._last = self._state(self._wall_clock(), found)
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with a fill, the position is not known
+            except Exception as error:  # whatever is wrong with a fill, the position is not known
                 bad, after = self._distrust(error), self._last
         if bad is None:
             self._act(before, after, found, None)
@@ -246,7 +246,7 @@ class RiskMonitor(AccountActions):
                     self._begin_day(now)
                 found = self._judge(now)
                 after = self._look_again(self._wall_clock(), found)
-            except Exception as error:  # noqa: BLE001 - what cannot be judged is a breach
+            except Exception as error:  # what cannot be judged is a breach
                 bad, after = self._distrust(error), self._last
         if bad is None:
             self._act_on_limits(before, after, found)
@@ -405,7 +405,7 @@ class RiskMonitor(AccountActions):
         """The time on the deadline clock; ``None`` when it fails."""
         try:
             return self._clock()
-        except Exception:  # noqa: BLE001 - a fill is a fact, whatever the clock says
+        except Exception:  # a fill is a fact, whatever the clock says
             return None
 
     def _raise_peak(self, equity_usd: float) -> None:

@@ -30,7 +30,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _TIME_NAMESPACE = Path("/proc/self/ns/time")
 
 
-class StateFileFault(Exception):  # noqa: N818 - said of the file, not of the program
+class StateFileFault(Exception):
     """The state file cannot be read, understood, locked or written; the message is a sentence with its path."""
 
 

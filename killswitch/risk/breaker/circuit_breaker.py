@@ -49,7 +49,7 @@ _RELEASE_REFUSED: Final = "release_refused"
 _NOT_TOLD: Final = frozenset({"probe_passed", "probe_refused", "release_refused"})
 
 
-class ReleaseRefused(Exception):  # noqa: N818 - said of the release, not of the program
+class ReleaseRefused(Exception):
     """A release that was not done; the message says why. The breaker is as it was."""
 
 
@@ -412,7 +412,7 @@ class CircuitBreaker:
             if self._on_transition is not None:
                 try:
                     self._on_transition(transition)
-                except Exception as error:  # noqa: BLE001 - whatever it raises, the breaker stands
+                except Exception as error:  # whatever it raises, the breaker stands
                     say("error", "a transition of the circuit breaker could not be passed on", error=repr(error))
 
     def _log(self, transition: BreakerTransition) -> None:
@@ -423,13 +423,13 @@ class CircuitBreaker:
         """The time; a clock that fails stands still, which ends no cool-down."""
         try:
             return int(self._clock())
-        except Exception:  # noqa: BLE001 - whatever a clock raises, nothing may be decided from it
+        except Exception:  # whatever a clock raises, nothing may be decided from it
             return self._state.last_ns
 
     def _time(self) -> str:
         try:
             return self._wall_clock()
-        except Exception:  # noqa: BLE001 - a clock for people must not stop an engagement
+        except Exception:  # a clock for people must not stop an engagement
             return "unknown"
 
 

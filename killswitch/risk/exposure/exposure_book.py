@@ -527,7 +527,7 @@ class ExposureBook:
         """The time; ``None`` when the clock fails."""
         try:
             return int(self._clock())
-        except Exception:  # noqa: BLE001 - whatever a clock raises, no age is known
+        except Exception:  # whatever a clock raises, no age is known
             return None
 
     def _tell(self) -> None:

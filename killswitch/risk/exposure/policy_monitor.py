@@ -158,11 +158,11 @@ class PolicyMonitor:
         """Return the moment, the figures, and why something of them is not known."""
         try:
             moment = self._moment()
-        except Exception as error:  # noqa: BLE001 - whatever a clock raises, the time of day is unknown
+        except Exception as error:  # whatever a clock raises, the time of day is unknown
             moment = unknown_moment(f"the session clock raised {error!r}")
         try:
             figures = self._book.figures(market_open=moment.is_open or not moment.known)
-        except Exception as error:  # noqa: BLE001 - whatever the book raises, the exposure is unknown
+        except Exception as error:  # whatever the book raises, the exposure is unknown
             return moment, None, f"the exposure book raised {error!r}"
         if bool(figures.warnings) != self._warned:
             self._warned = bool(figures.warnings)
@@ -183,7 +183,7 @@ class PolicyMonitor:
             return True
         try:
             self._on_mode(decision)
-        except Exception as error:  # noqa: BLE001 - whatever it raises, the decision stands
+        except Exception as error:  # whatever it raises, the decision stands
             _log.error("the policy mode could not be passed on", error=repr(error), mode=decision.mode.name)
             return False
         return True

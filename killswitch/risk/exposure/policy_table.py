@@ -147,7 +147,7 @@ class PolicyDecisionTable:
         buckets = self.rules.exposure.buckets
         self._bucket_max = {"LT": buckets.LT.max_pct, "MM_PURE": buckets.MM_PURE.max_pct}
 
-    def decide(  # noqa: PLR0917 - the seed's arguments, in its order
+    def decide(
         self,
         regime: Regime | str,
         gross_exposure_pct: float,

@@ -28,7 +28,7 @@ MAX_FEATURES: Final = 64
 _NO_WIDTH_RATIO = 1e-6  # half the width that a feature gets that was always the same, as part of its value
 
 
-class AnomalyUnavailable(ImportError):  # noqa: N818 - says what is wrong, as all errors here
+class AnomalyUnavailable(ImportError):
     """The library of the detector is not installed; the message says what to install."""
 
 

@@ -46,7 +46,7 @@ _NAMED_IN_A_SENTENCE = 5
 _NORMAL = NormalDist()
 
 
-class FiguresUnavailable(ImportError):  # noqa: N818 - says what is wrong, as all errors here
+class FiguresUnavailable(ImportError):
     """The library of the figures is not installed; the message says what to install."""
 
 
@@ -225,7 +225,7 @@ class ReturnHistory:
         """Return the time, and take the sample that is due; ``None`` when the clock does not tell."""
         try:
             at_ns = int(self._clock())
-        except Exception:  # noqa: BLE001 - the age of no price is known then
+        except Exception:  # the age of no price is known then
             return None
         if self._seen_ns is None:
             self._sampled_ns = at_ns

@@ -217,7 +217,7 @@ class ScheduleTable:
                 volatile = known[0]
             else:
                 volatile = self._tightest_volatility
-        except Exception:  # noqa: BLE001 - a clock that fails leaves every age unknown
+        except Exception:  # a clock that fails leaves every age unknown
             return min(self._tightest_session, self._tightest_volatility), self._tightest_session
         return (volatile if volatile < session else session), session
 
@@ -230,7 +230,7 @@ class ScheduleTable:
                 return self._tightest_session
             # Before the first step of the day the last one of the day before goes on: index -1.
             return self._session_pct[bisect_right(self._session_from, minute) - 1]
-        except Exception:  # noqa: BLE001 - a session clock that fails leaves the time of day unknown
+        except Exception:  # a session clock that fails leaves the time of day unknown
             return self._tightest_session
 
 
@@ -286,7 +286,7 @@ class LimitSchedule:
         number = finite_number(ratio)
         try:
             at_ns = int(self._clock())
-        except Exception:  # noqa: BLE001 - a clock that fails leaves its age unknown
+        except Exception:  # a clock that fails leaves its age unknown
             number, at_ns = None, 0
         with self._lock:
             table = self.table

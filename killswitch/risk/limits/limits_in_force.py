@@ -334,5 +334,5 @@ class LimitsInForce(FreezeDoors):
                 continue
             try:
                 self._on_warning(warning)
-            except Exception as error:  # noqa: BLE001 - a warning that cannot be told must stop no order
+            except Exception as error:  # a warning that cannot be told must stop no order
                 say("error", "a warning could not be passed on", error=repr(error), symbol=warning.symbol)

@@ -17,7 +17,7 @@ MarkPriceSource = Callable[[str], float]
 _INFINITY = math.inf
 
 
-class MarkFault(Exception):  # noqa: N818 - said of the price, not of the program
+class MarkFault(Exception):
     """The mark price of a symbol is not usable; the message says what came instead."""
 
 

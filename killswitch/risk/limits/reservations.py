@@ -83,7 +83,7 @@ class Reservations(OrderLimits):
         price = worth if order.price is None else order.price
         return self._count(client_order_id, order.symbol, order.sign, float(order.quantity), price, worth, limits)
 
-    def _count(  # noqa: PLR0917 - called for every order
+    def _count(
         self,
         client_order_id: str,
         symbol: str,

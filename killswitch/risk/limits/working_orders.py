@@ -192,9 +192,7 @@ class WorkingOrders:
         work = self.by_symbol.get(symbol)
         return work.orders if work else 0
 
-    def add(  # noqa: PLR0917 - called for every order
-        self, client_order_id: str, symbol: str, sign: int, qty: float, price: float, worth: float
-    ) -> SymbolWork:
+    def add(self, client_order_id: str, symbol: str, sign: int, qty: float, price: float, worth: float) -> SymbolWork:
         """Count an order whose id is new, in floats at once and exactly when it is booked.
 
         ``worth`` is what each unit counts at in USD; the rest is as it was sent.

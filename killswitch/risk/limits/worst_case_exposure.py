@@ -56,9 +56,7 @@ class WorstCaseExposure:
         self.exact_total_usd = ZERO
         self.total_usd = 0.0
 
-    def reserve(  # noqa: PLR0917 - called for every order
-        self, client_order_id: str, symbol: str, sign: int, qty: float, price: float, at_least: float
-    ) -> None:
+    def reserve(self, client_order_id: str, symbol: str, sign: int, qty: float, price: float, at_least: float) -> None:
         """Count an order whose id is new: in floats at once, exactly at the next :meth:`book`.
 
         A unit of it counts at its price or at ``at_least``, whichever is more, and of a sell at no less than is known.

@@ -56,7 +56,7 @@ class BreakerGate:
         """Ask for an order that goes when it passes: while half-open it uses up a probe. Never raises."""
         try:
             return None if self._breaker.allows() is True else self._refusal(order)
-        except Exception as error:  # noqa: BLE001 - whatever it raises, its answer is unknown
+        except Exception as error:  # whatever it raises, its answer is unknown
             return fault(order.symbol, f"{self.name} raised {error!r}")
 
     def refuses(self, order: PretradeOrder) -> OrderRefused | None:
@@ -65,7 +65,7 @@ class BreakerGate:
             state = self._breaker.snapshot()
             passes = state.mode is BreakerMode.SAFE or (state.mode is BreakerMode.HALF_OPEN and state.probes_left > 0)
             return None if passes else self._refusal(order)
-        except Exception as error:  # noqa: BLE001 - likewise
+        except Exception as error:  # whatever it raises, its answer is unknown
             return fault(order.symbol, f"{self.name} raised {error!r}")
 
     def _refusal(self, order: PretradeOrder) -> OrderRefused:

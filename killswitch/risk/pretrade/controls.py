@@ -166,7 +166,7 @@ class PreTradeControls:
                 return
             try:
                 now_ns = max(int(self._clock()), self._last_ns)
-            except Exception:  # noqa: BLE001 - a limit must hold although a clock fails; no order passes meanwhile
+            except Exception:  # a limit must hold although a clock fails; no order passes meanwhile
                 now_ns = self._last_ns
             changed = settings.working_orders != before.working_orders
             self._put_in_force(settings, now_ns, limits_working_orders=changed)
@@ -289,7 +289,7 @@ class PreTradeControls:
             try:
                 order.now_ns, order.watched = int(self._clock()), self._watched.get(order.symbol)
                 went_back = order.now_ns < self._last_ns
-            except Exception as error:  # noqa: BLE001 - a clock that fails leaves every age unknown
+            except Exception as error:  # a clock that fails leaves every age unknown
                 refusals.append(fault(symbol, f"the clock raised {error!r}"))
             else:
                 refusals.extend([stepped(order, self._last_ns)] if went_back else [])
@@ -307,7 +307,7 @@ class PreTradeControls:
         for refuses in self._looks:
             try:
                 refusal = refuses(order)
-            except Exception as error:  # noqa: BLE001 - whatever it raises, its answer is unknown
+            except Exception as error:  # whatever it raises, its answer is unknown
                 refusal = raised(order, error)
             if refusal is not None:
                 found.append(refusal)
@@ -361,7 +361,7 @@ class PreTradeControls:
                     order.counted_by = self._counting
                     for count in self._counts:
                         count(order)
-            except Exception as error:  # noqa: BLE001 - whatever it raises, the answer is unknown
+            except Exception as error:  # whatever it raises, the answer is unknown
                 return raised(order, error)
         if not self._rules and self._breaker is None:
             return None
@@ -380,7 +380,7 @@ class PreTradeControls:
                 return refusal
         try:
             order.ended_ns = self._clock()
-        except Exception as error:  # noqa: BLE001 - no time from here on would be known
+        except Exception as error:  # no time from here on would be known
             return fault(order.symbol, f"the clock raised {error!r}")
         return None
 
@@ -397,7 +397,7 @@ class PreTradeControls:
         """Refuse an order that the monitor has let pass, when that took too long: mark prices may take any time."""
         try:
             took_ns = self._clock() - order.ended_ns
-        except Exception as error:  # noqa: BLE001 - how long it took is not known
+        except Exception as error:  # how long it took is not known
             return fault(order.symbol, f"the clock raised {error!r}")
         return None if 0 <= took_ns <= self._budget_ns else self._overrun(order, took_ns, "the limits")
 

@@ -119,7 +119,7 @@ class DailyCounts:
     def _today(self) -> dt.date:
         try:
             return self._calendar()
-        except Exception:  # noqa: BLE001 - a calendar that fails ends no day; orders are refused while it fails
+        except Exception:  # a calendar that fails ends no day; orders are refused while it fails
             return self._day
 
     def _turn(self, day: dt.date) -> None:

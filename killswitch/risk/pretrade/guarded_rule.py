@@ -33,7 +33,7 @@ class GuardedRule:
             began_ns = self._clock()
             refusal: object = self._rule.refuses(order)
             took_ms = (self._clock() - began_ns) / _NANOSECONDS_PER_MS
-        except Exception as error:  # noqa: BLE001 - whatever it raises, its answer is unknown
+        except Exception as error:  # whatever it raises, its answer is unknown
             return _fault(order, f"the rule {self.name} raised {error!r}")
         if refusal is not None:
             if isinstance(refusal, OrderRefused):

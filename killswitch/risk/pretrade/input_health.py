@@ -83,7 +83,7 @@ class InputHealth:
             fault = "price_bad"
         try:
             now_ns = int(self._clock())
-        except Exception:  # noqa: BLE001 - when it came is not known, so it is not known to be young
+        except Exception:  # when it came is not known, so it is not known to be young
             fault, now_ns = "price_bad", 0
         with self._writing:
             watched = self.prices.get(symbol)

@@ -36,7 +36,7 @@ class PretradeOrder:
     watched: WatchedPrice | None
     counted_by: tuple[CountingControl, ...]
 
-    def __init__(  # noqa: PLR0917 - made for every order, and naming arguments costs time
+    def __init__(
         self,
         symbol: str,
         sign: int,

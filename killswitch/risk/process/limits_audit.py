@@ -19,7 +19,7 @@ FIRST_HASH: Final = "0" * 64
 MAX_LINE_BYTES: Final = 1024 * 1024
 
 
-class AuditUnwritable(Exception):  # noqa: N818 - said of the file
+class AuditUnwritable(Exception):
     """A change could not be written down; the message says where and why."""
 
 

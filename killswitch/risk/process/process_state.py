@@ -32,7 +32,7 @@ FREEZES_SAVED: Final = 20
 """Newest freezes in the file; all of them are in the log."""
 
 
-class StateUnwritable(Exception):  # noqa: N818 - said of the file
+class StateUnwritable(Exception):
     """The state of a process cannot be written at its start; the message says where and why."""
 
 
@@ -87,7 +87,7 @@ class ProcessState:
             # The monitor first: it may be frozen by what follows, and a restored state does not lift that.
             self._monitor.restore_from_dict(data["monitor"])
             self._controls.restore_from_dict(data["controls"])
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with it, what it would have said is not known
+        except Exception as error:  # whatever is wrong with it, what it would have said is not known
             self._is_unreadable = True
             self._monitor.freeze(
                 f"{self.path}: the state of this process cannot be read ({_because(error)}), so which strategies are "
@@ -145,7 +145,7 @@ class ProcessState:
         with self._writing:
             try:
                 self._save()
-            except Exception as error:  # noqa: BLE001 - it must not end the thread that tries again
+            except Exception as error:  # it must not end the thread that tries again
                 sentence = f"{self.path}: cannot be written ({_because(error)}); a restart would forget what changed"
                 if sentence != self.fault:
                     say("error", "state not written", file=str(self.path), error=repr(error))

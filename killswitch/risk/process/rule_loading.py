@@ -31,7 +31,7 @@ MAX_RULES: Final = 100
 _METHODS = {ORDER_RULES: "refuses", NODE_RULES: "judge"}
 
 
-class RuleNotUsable(ValueError):  # noqa: N818 - said of the rule
+class RuleNotUsable(ValueError):
     """A rule cannot be loaded or made; the message says which and what to do."""
 
 

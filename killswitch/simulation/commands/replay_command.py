@@ -35,10 +35,10 @@ def replay(
     Exits 0 whether or not it would have killed, and 2 when bars, limits or options cannot be used.
     """
     # Only who replays pays for these.
-    from killswitch.risk.process.risk_limits_file import load_risk_limits  # noqa: PLC0415 - only when used
-    from killswitch.simulation import replay as tape_replay  # noqa: PLC0415 - only when used
-    from killswitch.simulation.quiet_log import only_errors  # noqa: PLC0415 - only when used
-    from killswitch.simulation.tape import bars_from_csv  # noqa: PLC0415 - only when used
+    from killswitch.risk.process.risk_limits_file import load_risk_limits
+    from killswitch.simulation import replay as tape_replay
+    from killswitch.simulation.quiet_log import only_errors
+    from killswitch.simulation.tape import bars_from_csv
 
     configure_logging("warning")
     only_errors()

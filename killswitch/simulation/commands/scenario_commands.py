@@ -59,8 +59,8 @@ def list_scenarios(context: CommandContext) -> None:
 
 def _runs() -> dict[str, list[tuple[str, str]]]:
     """Name and title of every run that a command plays, as the runs themselves have them."""
-    from killswitch.simulation.chaos import CHAOS  # noqa: PLC0415 - only when used
-    from killswitch.simulation.rig import TITLES  # noqa: PLC0415 - only when used
+    from killswitch.simulation.chaos import CHAOS
+    from killswitch.simulation.rig import TITLES
 
     return {
         "risk-monitor": [],
@@ -86,7 +86,7 @@ def _failed(check: str) -> str:
 
 @scenario.command("risk-monitor", help=SCENARIOS["risk-monitor"])
 def risk_monitor() -> None:
-    from killswitch.simulation.risk_monitor import main_text  # noqa: PLC0415 - only when used
+    from killswitch.simulation.risk_monitor import main_text
 
     configure_logging("warning")  # the CRITICAL line of the freeze goes to stderr, the document to stdout
     click.echo(main_text(), nl=False)
@@ -102,9 +102,9 @@ def risk_monitor() -> None:
 @click.option("--keep-orders", is_flag=True, help="Leave the orders in that Redis; otherwise they are removed.")
 @click.pass_obj
 def rig(context: CommandContext, *, name: str, registry: str | None, keep_orders: bool) -> None:
-    import structlog  # noqa: PLC0415 - only when used
+    import structlog
 
-    from killswitch.simulation.rig import report  # noqa: PLC0415 - only when used
+    from killswitch.simulation.rig import report
 
     configure_logging("warning")
     # A rehearsal's modes are its report; on stderr only what went wrong.
@@ -126,13 +126,13 @@ def rig(context: CommandContext, *, name: str, registry: str | None, keep_orders
 
 
 def _rig_runs(name: str, registry: str | None, *, keep: bool) -> list[RigRun]:
-    from killswitch.routing.order_registry import RegistryUnavailable  # noqa: PLC0415 - as above
-    from killswitch.simulation.rig import play_all  # noqa: PLC0415 - only when used
+    from killswitch.routing.order_registry import RegistryUnavailable
+    from killswitch.simulation.rig import play_all
 
     try:
         if registry is None:
             return play_all(name)
-        from killswitch.routing.redis_order_registry import RedisRegistries  # noqa: PLC0415 - loads the client of Redis
+        from killswitch.routing.redis_order_registry import RedisRegistries
 
         with RedisRegistries(registry, keep=keep) as registries:
             runs = play_all(name, registries.make)
@@ -150,7 +150,7 @@ def _rig_runs(name: str, registry: str | None, *, keep: bool) -> list[RigRun]:
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the prices.")
 @click.pass_obj
 def chaos(context: CommandContext, name: str, seed: int) -> None:
-    from killswitch.simulation.chaos import (  # noqa: PLC0415 - only when used
+    from killswitch.simulation.chaos import (
         installed_version,
         report,
         run_chaos,
@@ -158,7 +158,7 @@ def chaos(context: CommandContext, name: str, seed: int) -> None:
         table,
         verdict,
     )
-    from killswitch.simulation.quiet_log import only_errors  # noqa: PLC0415 - only when used
+    from killswitch.simulation.quiet_log import only_errors
 
     configure_logging("warning")
     only_errors()

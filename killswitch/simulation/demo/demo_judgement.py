@@ -11,7 +11,7 @@ RULES = ("drawdown", "gross_notional")
 """Triggers of the rules that the fall of the price may trip."""
 
 
-class DidNotHappen(Exception):  # noqa: N818 - what is said of the demo
+class DidNotHappen(Exception):
     """Something that should have happened did not; the message says what, in a sentence."""
 
 

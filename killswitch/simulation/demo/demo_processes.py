@@ -31,7 +31,7 @@ LOG_TAIL_CHARS = 400
 ENVIRONMENT_PREFIX = "KILLSWITCH_"
 
 
-class ProcessFault(Exception):  # noqa: N818 - said of the child, not of the demo
+class ProcessFault(Exception):
     """A child did not start, did not answer or ended with an error; the message is a sentence."""
 
 

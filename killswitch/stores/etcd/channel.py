@@ -154,7 +154,7 @@ class Link:
             self.channel.close()
 
 
-class _NotSent(Exception):  # noqa: N818 - a fact about the write, not a fault of its own
+class _NotSent(Exception):
     """A write was not sent, or refused undone."""
 
     def __init__(self, cause: grpc.RpcError) -> None:

@@ -15,7 +15,7 @@ import grpc
 from killswitch.stores.urls import TlsFiles
 
 
-class TlsFilesUnusable(ValueError):  # noqa: N818 - says what is wrong with what
+class TlsFilesUnusable(ValueError):
     """A PEM file cannot be read or used; the sentence says which, and why."""
 
 

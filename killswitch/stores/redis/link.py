@@ -31,7 +31,7 @@ _ANSWERS = (exceptions.ResponseError, exceptions.AuthenticationError, exceptions
 _READABLE = select.POLLIN | select.POLLHUP | select.POLLERR
 
 
-class LinkFailed(Exception):  # noqa: N818 - no error of the port's, and never seen outside of these modules
+class LinkFailed(Exception):
     """No answer came.
 
     Attributes:
@@ -45,7 +45,7 @@ class LinkFailed(Exception):  # noqa: N818 - no error of the port's, and never s
         self.silent = silent
 
 
-class LinkRefused(Exception):  # noqa: N818 - as LinkFailed
+class LinkRefused(Exception):
     """The server answered, and will not have us, or not now."""
 
     def __init__(self, refusal: Refusal) -> None:

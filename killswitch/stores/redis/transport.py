@@ -29,7 +29,7 @@ LINKS_MAX = 8
 WAIT_SHARE = 0.5
 
 
-class TooFewReplicas(Exception):  # noqa: N818 - no error of the port's, and never seen outside of these modules
+class TooFewReplicas(Exception):
     """Done at the primary, and not confirmed by enough replicas.
 
     Attributes:

@@ -62,7 +62,7 @@ class WatchSettings:
         return Deadline(budget_ms, self.now_ns)
 
 
-class _Interrupted(Exception):  # noqa: N818 - a turn of events within this module
+class _Interrupted(Exception):
     """The subscription is over; says why."""
 
 

@@ -50,11 +50,11 @@ _log = structlog.get_logger(__name__)
 _kazoo_log = logging.Logger("killswitch.kazoo", logging.CRITICAL)
 
 
-class Unanswered(Exception):  # noqa: N818 - no error of the port; it becomes one of two, depending on what was sent
+class Unanswered(Exception):
     """No answer came: the connection could not be made, broke, or was silent too long."""
 
 
-class SessionGone(Exception):  # noqa: N818 - as above
+class SessionGone(Exception):
     """A server says that it knows no such session."""
 
 
@@ -255,7 +255,7 @@ class Connection:
             raise SessionGone("the session has ended") from None
         except ZookeeperError:
             raise
-        except Exception as error:  # noqa: BLE001 - an answer that kazoo could not read is none
+        except Exception as error:  # an answer that kazoo could not read is none
             raise Unanswered(f"kazoo could not read the answer: {error!r}") from None
 
     @property
@@ -390,7 +390,7 @@ class Connection:
         def work() -> None:
             try:
                 function()
-            except Exception as error:  # noqa: BLE001 - kazoo raises what a server's odd answer made it trip over
+            except Exception as error:  # kazoo raises what a server's odd answer made it trip over
                 self.failure = f"kazoo failed: {error!r}"
                 _log.warning("zookeeper connection failed", server=self.server, why=self.failure)
             finally:

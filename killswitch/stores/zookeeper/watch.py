@@ -52,7 +52,7 @@ SILENCE_LIMIT_INTERVALS = 3
 _log = structlog.get_logger(__name__)
 
 
-class Silent(Exception):  # noqa: N818 - ends a subscription, and is no error of the port
+class Silent(Exception):
     """A server that had answered did not within the limit of silence."""
 
 

@@ -116,6 +116,32 @@ def test_no_function_is_longer_than_seventy_lines() -> None:
     assert too_long == []
 
 
+def answers_for_itself(handler: ast.ExceptHandler) -> bool:
+    """Whether a handler of everything raises again, or writes the whole fault into the log."""
+    nodes = list(ast.walk(handler))
+    calls = [node for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+    return (
+        any(isinstance(node, ast.Raise) for node in nodes)
+        or any(isinstance(call.func, ast.Attribute) and call.func.attr == "exception" for call in calls)
+        or any(keyword.arg == "exc_info" for call in calls for keyword in call.keywords)
+    )
+
+
+def test_who_catches_everything_says_why() -> None:
+    """An ``except Exception`` that swallows the fault has its reason on the same line."""
+    silent = []
+    for path, tree in sources(*PRODUCT):
+        lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
+        silent += [
+            f"{path}:{node.lineno}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ExceptHandler)
+            if node.type is None or (isinstance(node.type, ast.Name) and node.type.id in {"Exception", "BaseException"})
+            if "#" not in lines[node.lineno - 1] and not answers_for_itself(node)
+        ]
+    assert silent == []
+
+
 @pytest.mark.parametrize(
     "statement",
     [

@@ -57,7 +57,7 @@ class ScriptedEtcd(  # type: ignore[misc]
     def stop(self) -> None:
         self._server.stop(None).wait()
 
-    def Range(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
+    def Range(self, request: Any, context: Any) -> Any:
         self.reads += 1
         self.allowed_s.append(context.time_remaining())
         assert not request.serializable
@@ -68,21 +68,21 @@ class ScriptedEtcd(  # type: ignore[misc]
         self._check_token(context)
         return self.found
 
-    def Txn(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
+    def Txn(self, request: Any, context: Any) -> Any:
         self.writes += 1
         if self.fail_writes:
             context.abort(*self.fail_writes)
         self._check_token(context)
         return etcdrpc.TxnResponse(succeeded=True, header=etcdrpc.ResponseHeader(revision=7))
 
-    def LeaseGrant(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
+    def LeaseGrant(self, request: Any, context: Any) -> Any:
         return etcdrpc.LeaseGrantResponse(ID=1, TTL=self.granted_ttl_s or request.TTL)
 
-    def LeaseRevoke(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
+    def LeaseRevoke(self, request: Any, context: Any) -> Any:
         self.revoked.append(request.ID)
         return etcdrpc.LeaseRevokeResponse()
 
-    def Watch(self, requests: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
+    def Watch(self, requests: Any, context: Any) -> Any:
         self.watches += 1
         self.watched_at_s.append(time.monotonic())
         if self.good_tokens is not None and _token(context) not in self.good_tokens:
@@ -92,7 +92,7 @@ class ScriptedEtcd(  # type: ignore[misc]
             return
         yield from self.watch_responses
 
-    def Authenticate(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
+    def Authenticate(self, request: Any, context: Any) -> Any:
         self.logins += 1
         if self.log_in_when:
             self.log_in_when.wait(10.0)
