@@ -20,7 +20,7 @@ from killswitch.risk.account_limits import AccountLimits
 from killswitch.risk.breaker.breaker_settings import NS_PER_SECOND, ReasonClass
 from killswitch.risk.breaker.circuit_breaker import CircuitBreaker
 from killswitch.risk.events import MONITOR_ERROR, FreezeEvent
-from killswitch.risk.freeze_counter import freeze_counter
+from killswitch.risk.metrics import freeze_counter
 from killswitch.safe_log import say
 
 BREAKER_LOOK_NS: Final = NS_PER_SECOND
@@ -49,7 +49,7 @@ class AccountActions:
         clock: NowNs,
         wall_clock: WallClock,
         on_freeze: Callable[[FreezeEvent], None] | None,
-        registry: CollectorRegistry,
+        registry: CollectorRegistry | None,
     ) -> None:
         self.limits = limits
         self.account = account

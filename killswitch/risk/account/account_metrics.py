@@ -7,7 +7,7 @@ from typing import Final
 
 from killswitch.risk.account.account_rule import true_leverage
 from killswitch.risk.account.account_state import AccountState, AlertLevel
-from killswitch.risk.snapshot_metrics import Figure
+from killswitch.risk.metrics import Figure
 
 _RANK: Final = {AlertLevel.NORMAL: 0, AlertLevel.WARNING: 1, AlertLevel.CRITICAL: 2}
 _TOTALS: Final = {

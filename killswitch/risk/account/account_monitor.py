@@ -28,7 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client import CollectorRegistry
 
 from killswitch.clock import NowNs, WallClock, now_ns
 from killswitch.core.canonical import finite_or_text
@@ -67,9 +67,9 @@ from killswitch.risk.breaker.circuit_breaker import CircuitBreaker
 from killswitch.risk.events import FreezeEvent
 from killswitch.risk.exact import EXACT, exact
 from killswitch.risk.mark_ages import AT_UNKNOWN_NS, MarkAges
+from killswitch.risk.metrics import Figure, SnapshotCollector
 from killswitch.risk.order_inputs import finite_number
 from killswitch.risk.process.risk_limits_file import load_account_part
-from killswitch.risk.snapshot_metrics import Figure, SnapshotCollector
 from killswitch.safe_log import say
 from killswitch.settings.settings_diff import say_changed
 from killswitch.settings.settings_file import RiskFileError
@@ -122,7 +122,6 @@ class RiskMonitor(AccountActions):
         if limits is not None and config_path is not None:
             raise ValueError("give the limits once: as a file, or as an object")
         limits = limits if limits is not None else load_account_part(config_path)
-        registry = registry if registry is not None else REGISTRY
         stamp: WallClock = wall_clock if wall_clock is not None else TickStamp()
         if circuit_breaker is None:
             circuit_breaker = CircuitBreaker(

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client import CollectorRegistry
 
 from killswitch.clock import NowNs, WallClock, now_ns, wall_now
 from killswitch.risk.breaker.breaker_file import StateFile, StateFileFault
@@ -36,7 +36,7 @@ from killswitch.risk.breaker.breaker_machine import (
 )
 from killswitch.risk.breaker.breaker_settings import BreakerSettings, ReasonClass
 from killswitch.risk.breaker.breaker_transition import BreakerTransition, Told
-from killswitch.risk.snapshot_metrics import Figure, SnapshotCollector
+from killswitch.risk.metrics import Figure, SnapshotCollector
 from killswitch.safe_log import say
 from killswitch.settings.settings_diff import say_changed
 
@@ -102,7 +102,7 @@ class CircuitBreaker:
         with self._lock:
             seen = self._first_state()
         self._tell(seen, {})
-        SnapshotCollector.of(registry if registry is not None else REGISTRY).add(self)
+        SnapshotCollector.of(registry).add(self)
 
     @classmethod
     def create_state_file(cls, settings: BreakerSettings) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
-from prometheus_client import REGISTRY, CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry
 
 from killswitch.risk.exposure.exposure_book import ExposureBook
 from killswitch.risk.exposure.exposure_figures import ExposureFigures
@@ -21,11 +21,10 @@ from killswitch.risk.exposure.policy_table import (
     restriction_of,
 )
 from killswitch.risk.exposure.trading_session import SessionMoment, regime_at, unknown_moment
+from killswitch.risk.metrics import counter_of
 from killswitch.settings.settings_diff import needs_new_start, say_changed
 
 _log = structlog.get_logger("killswitch.risk")
-_counters: dict[CollectorRegistry, Counter] = {}
-_counters_lock = threading.Lock()
 
 _NAN = float("nan")
 
@@ -78,7 +77,13 @@ class PolicyMonitor:
         self._table = table
         self._moment = moment
         self._on_mode = on_mode
-        self._counter = policy_counter(registry if registry is not None else REGISTRY)
+        self._counter = counter_of(
+            registry,
+            "policy_mode_total",
+            "Changes of policy mode, by the new mode",
+            ["mode"],
+            [(mode.name,) for mode in PolicyMode],
+        )
         self._lock = threading.Lock()
         self._counted: tuple[PolicyMode, Restriction] | None = None
         self._told: tuple[PolicyMode, Restriction] | None = None
@@ -206,19 +211,6 @@ def decide_for(
         mm.potential_pct,
         minutes_to_close,
     )
-
-
-def policy_counter(registry: CollectorRegistry) -> Counter:
-    """One counter per registry, however many monitors: a second registration of a name is an error there."""
-    with _counters_lock:
-        if registry not in _counters:
-            counter = Counter(
-                "policy_mode_total", "Changes of policy mode, by the new mode", ["mode"], registry=registry
-            )
-            for mode in PolicyMode:
-                counter.labels(mode=mode.name)  # from the start at 0, so that an alert on its rate sees the first one
-            _counters[registry] = counter
-        return _counters[registry]
 
 
 def _because(reason: PolicyReason, why: str) -> PolicyReason:

@@ -6,13 +6,13 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client import CollectorRegistry
 
 from killswitch.clock import WallClock
 from killswitch.risk.events import FREEZE_TRIGGERS, MONITOR_ERROR, FreezeEvent, FreezeTrigger
-from killswitch.risk.freeze_counter import freeze_counter
 from killswitch.risk.limits.limits import RiskLimits
 from killswitch.risk.local_freeze import LocalFreeze, OrderCanceller
+from killswitch.risk.metrics import freeze_counter
 from killswitch.risk.order_inputs import finite_number
 from killswitch.safe_log import say
 
@@ -44,7 +44,7 @@ class FreezeDoors:
             lock=lock,
             wall_clock=wall_clock,
             on_freeze=on_freeze,
-            counter=freeze_counter(registry if registry is not None else REGISTRY),
+            counter=freeze_counter(registry),
         )
 
     # ---- the edge

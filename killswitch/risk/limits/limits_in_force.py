@@ -9,7 +9,7 @@ import math
 import threading
 from collections.abc import Callable, Mapping
 
-from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client import CollectorRegistry
 
 from killswitch.clock import NowNs, WallClock, now_ns
 from killswitch.risk.events import FreezeEvent
@@ -63,7 +63,7 @@ class LimitsInForce(FreezeDoors):
         self._known_schedule = schedule  # also while it is switched off: volatilities go on coming to it
         self._limits_changes = 0
         self._on_warning = on_warning
-        self._warnings_told = warning_counter(registry if registry is not None else REGISTRY)
+        self._warnings_told = warning_counter(registry)
         self._ladder = WarningLadder()
         # Mark prices are asked for without the lock, so that a slow source holds up no fill; this one keeps two
         # reservations from being judged by the same moment meanwhile.

@@ -7,11 +7,12 @@ trembles around a step is told once and not a thousand times.
 from __future__ import annotations
 
 import math
-import threading
 from dataclasses import dataclass
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter
+
+from killswitch.risk.metrics import counter_of
 
 STEPS_PCT = (50, 75, 85, 90, 95)
 HYSTERESIS_PCT = 2.0
@@ -20,9 +21,6 @@ LimitName = Literal["symbol_limit", "total_limit"]
 LIMIT_NAMES: tuple[LimitName, ...] = ("symbol_limit", "total_limit")
 
 _FIRST = STEPS_PCT[0] / 100.0  # a half, so exact
-
-_counters: dict[CollectorRegistry, Counter] = {}
-_counters_lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,18 +112,12 @@ class WarningLadder:
         return now
 
 
-def warning_counter(registry: CollectorRegistry) -> Counter:
-    """The counter ``killswitch_limit_warnings_total`` of a registry; one, however many monitors."""
-    with _counters_lock:
-        if registry not in _counters:
-            counter = Counter(
-                "killswitch_limit_warnings_total",
-                "Times that a figure reached a step of the warning ladder of its limit.",
-                ["limit", "step_pct"],
-                registry=registry,
-            )
-            for name in LIMIT_NAMES:
-                for step in STEPS_PCT:
-                    counter.labels(limit=name, step_pct=str(step))
-            _counters[registry] = counter
-        return _counters[registry]
+def warning_counter(registry: CollectorRegistry | None) -> Counter:
+    """Return the counter ``killswitch_limit_warnings_total`` of a registry; one, however many monitors."""
+    return counter_of(
+        registry,
+        "killswitch_limit_warnings_total",
+        "Times that a figure reached a step of the warning ladder of its limit.",
+        ["limit", "step_pct"],
+        [(name, str(step)) for name in LIMIT_NAMES for step in STEPS_PCT],
+    )

@@ -19,14 +19,15 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client import CollectorRegistry
 
 from killswitch.clock import NowNs, now_ns
 from killswitch.risk.events import MONITOR_ERROR
 from killswitch.risk.limits.order_simulation import OrderSimulation
 from killswitch.risk.limits.runtime_monitor import RuntimeRiskMonitor
+from killswitch.risk.metrics import counter_of
 from killswitch.risk.order_inputs import plain_sign, read_order
 from killswitch.risk.pretrade.account_gates import BreakerGate, PolicyThrottle
 from killswitch.risk.pretrade.control_faults import fault, raised, stepped
@@ -39,7 +40,6 @@ from killswitch.risk.pretrade.order_strategies import OrderStrategies, another_s
 from killswitch.risk.pretrade.permitted_symbols import PermittedSymbols
 from killswitch.risk.pretrade.pretrade_settings import PreTradeSettings, Severity
 from killswitch.risk.pretrade.price_collar import PriceCollar
-from killswitch.risk.pretrade.refusal_counter import refusal_counter
 from killswitch.risk.pretrade.stateful_controls import StatefulControls
 from killswitch.risk.pretrade.working_order_limits import WorkingOrderLimits
 from killswitch.risk.refusal import OrderRefused, RefusalKind
@@ -97,7 +97,13 @@ class PreTradeControls:
         self.monitor = monitor
         self.refused: Counter[RefusalKind] = Counter()
         self._clock = clock
-        self._refused_total = refusal_counter(registry if registry is not None else REGISTRY)
+        self._refused_total = counter_of(
+            registry,
+            "killswitch_orders_refused_total",
+            "Orders that the pre-trade controls refused.",
+            ["kind"],
+            [(kind,) for kind in get_args(RefusalKind)],
+        )
         self._lock = threading.Lock()
         self._refused_lock = threading.Lock()
         self._last_ns = _LONG_AGO_NS

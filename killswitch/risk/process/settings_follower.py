@@ -22,10 +22,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 
 from killswitch.clock import WallClock, wall_now
+from killswitch.risk.metrics import counter_of
 from killswitch.risk.process.limits_audit import AuditUnwritable, LimitsAudit
 from killswitch.risk.process.limits_change import LimitsChange, decide_change
 from killswitch.safe_log import say
@@ -42,8 +43,6 @@ MAX_OWED: Final = 1_000
 """Entries that are kept until the audit file can be written again; the log has all of them."""
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
-_counters: dict[CollectorRegistry, Counter] = {}
-_counters_lock = threading.Lock()
 _Stamp = tuple[int, int, int, int]
 _NOTHING_YET: Final[_Stamp] = (-1, -1, -1, -1)
 
@@ -90,7 +89,12 @@ class SettingsFollower(Generic[ModelT]):
         self._seen: _Stamp | None = None
         self._owed: deque[Mapping[str, Any]] = deque(maxlen=MAX_OWED)
         self._unwritten: str | None = None
-        self._counter = changes_counter(registry)
+        self._counter = counter_of(
+            registry,
+            "killswitch_limits_changes_total",
+            "Changes of files of limits and rules, by file and by what became of them.",
+            ["file", "outcome"],
+        )
         for outcome in ("applied", "tightened", "refused"):
             self._counter.labels(file=path.name, outcome=outcome)  # there from the start, at 0
 
@@ -257,20 +261,6 @@ class SettingsFollower(Generic[ModelT]):
 
 def _with_fault(faults: tuple[str, ...], fault: str | None) -> tuple[str, ...]:
     return faults if fault is None or fault in faults else (*faults, fault)
-
-
-def changes_counter(registry: CollectorRegistry | None) -> Counter:
-    """One counter per registry, however many files: a second registration of a name is an error there."""
-    place = registry if registry is not None else REGISTRY
-    with _counters_lock:
-        if place not in _counters:
-            _counters[place] = Counter(
-                "killswitch_limits_changes_total",
-                "Changes of files of limits and rules, by file and by what became of them.",
-                ["file", "outcome"],
-                registry=place,
-            )
-        return _counters[place]
 
 
 def _owner(path: Path) -> str:

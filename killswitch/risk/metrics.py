@@ -1,15 +1,53 @@
-"""Metrics that cost nothing until somebody looks: each source is asked for its figures when they are scraped."""
+"""Metrics of a process that may have many monitors: counters once in each registry, figures asked for at a scrape."""
 
 from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterable, Mapping
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar, Final, Literal, NamedTuple, Protocol
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import REGISTRY, CollectorRegistry, Counter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
+
+from killswitch.risk.events import FREEZE_TRIGGERS
+
+_counters: Final[weakref.WeakKeyDictionary[CollectorRegistry, dict[str, Counter]]] = weakref.WeakKeyDictionary()
+_counters_lock: Final = threading.Lock()
+
+
+def counter_of(
+    registry: CollectorRegistry | None,
+    name: str,
+    meaning: str,
+    labels: Sequence[str],
+    start: Iterable[Sequence[str]] = (),
+) -> Counter:
+    """Return the counter of this name in a registry, made at the first call: a second registration is an error there.
+
+    Args:
+        registry: the default registry of the process when ``None``.
+        name: name of the metric.
+        meaning: what it counts, for people.
+        labels: names of its labels.
+        start: values of the labels that are there from the start at 0, so that an alert on a rate sees the first one.
+    """
+    place = registry if registry is not None else REGISTRY
+    with _counters_lock:
+        of_registry = _counters.setdefault(place, {})
+        if name not in of_registry:
+            counter = Counter(name, meaning, list(labels), registry=place)
+            for values in start:
+                counter.labels(*values)
+            of_registry[name] = counter
+        return of_registry[name]
+
+
+def freeze_counter(registry: CollectorRegistry | None) -> Counter:
+    """Return ``freeze_triggered_total`` of a registry, which all risk monitors share."""
+    name, meaning = "freeze_triggered_total", "Freezes by risk monitors of this process"
+    return counter_of(registry, name, meaning, ["reason"], [(trigger,) for trigger in FREEZE_TRIGGERS])
 
 
 class Figure(NamedTuple):
@@ -41,13 +79,14 @@ class SnapshotCollector(Collector):
         self._lock = threading.Lock()
 
     @classmethod
-    def of(cls, registry: CollectorRegistry) -> SnapshotCollector:
-        """Return the collector of a registry, made at the first call."""
+    def of(cls, registry: CollectorRegistry | None) -> SnapshotCollector:
+        """Return the collector of a registry, made at the first call; ``None`` is the default one of the process."""
+        place = registry if registry is not None else REGISTRY
         with cls._of_lock:
-            found = cls._of.get(registry)
+            found = cls._of.get(place)
             if found is None:
-                found = cls._of[registry] = cls()
-                registry.register(found)
+                found = cls._of[place] = cls()
+                place.register(found)
         return found
 
     def add(self, source: FigureSource) -> None:
