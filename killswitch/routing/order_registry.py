@@ -1,14 +1,18 @@
-"""The rig's orders: the steps of their life, what a registry keeps, and fills that are the same in every run."""
+"""Orders by intent: the steps that a registry takes them, what it keeps, and fills that are the same in every run.
+
+Which state follows which is :mod:`killswitch.routing.order_state`'s; a registry says its words, ACCEPTED to FILLED.
+"""
 
 from __future__ import annotations
 
-import enum
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Final
+
+from killswitch.routing.order_state import OrderEvent, OrderState, next_state
 
 MAX_ORDERS: Final = 10_000
 
@@ -20,22 +24,8 @@ FILL_RATIOS: Final = {
 """Part of an order that fills: all of a hard one, nine tenths of a soft one, half of any other."""
 
 
-class RigOrderState(enum.StrEnum):
-    """Where an order is in its life."""
-
-    ACCEPTED = "ACCEPTED"
-    WORKING = "WORKING"
-    PARTIAL_FILL = "PARTIAL_FILL"
-    FILLED = "FILLED"
-    CANCELED = "CANCELED"
-    REJECTED = "REJECTED"
-
-
-LIVE: Final = frozenset({RigOrderState.ACCEPTED, RigOrderState.WORKING, RigOrderState.PARTIAL_FILL})
-
-
 @dataclass(frozen=True, slots=True)
-class RigOrder:
+class RegisteredOrder:
     """One order as it stood when it was asked for.
 
     ``filled`` and ``quantity`` are absolute; ``urgency`` is a key of :data:`FILL_RATIOS`.
@@ -49,13 +39,18 @@ class RigOrder:
     quantity: Decimal
     price: Decimal
     urgency: str
-    state: RigOrderState = RigOrderState.ACCEPTED
+    state: OrderState = OrderState.ACCEPTED
     filled: Decimal = Decimal(0)
+
+    @property
+    def is_live(self) -> bool:
+        """True while it may still fill."""
+        return not self.state.is_final
 
     @property
     def remaining(self) -> Decimal:
         """What may still fill; 0 once it is over."""
-        return self.quantity - self.filled if self.state in LIVE else Decimal(0)
+        return self.quantity - self.filled if self.is_live else Decimal(0)
 
 
 class OrderError(ValueError):
@@ -69,33 +64,37 @@ class RegistryUnavailable(Exception):
 # -- the steps of a life: each takes an order and returns it as it is afterwards --------------------------------------
 
 
-def acknowledged(order: RigOrder) -> RigOrder:
+def acknowledged(order: RegisteredOrder) -> RegisteredOrder:
     """The venue has it: ACCEPTED becomes WORKING.
 
     Raises:
         OrderError: it is past that.
     """
-    if order.state is not RigOrderState.ACCEPTED:
-        raise OrderError(f"{order.order_id} is {order.state}, so it cannot be acknowledged")
-    return replace(order, state=RigOrderState.WORKING)
+    state = next_state(order.state, OrderEvent.ACK)
+    # An acknowledgement that says nothing new is for a venue to send twice, and not for whoever keeps the order.
+    if state is None or state is order.state:
+        raise OrderError(f"{order.order_id} is {order.state.word}, so it cannot be acknowledged")
+    return replace(order, state=state)
 
 
-def filled(order: RigOrder) -> RigOrder:
+def filled(order: RegisteredOrder) -> RegisteredOrder:
     """The part that its urgency says has filled.
 
     Raises:
         OrderError: it is not working.
     """
-    if order.state is not RigOrderState.WORKING:
-        raise OrderError(f"{order.order_id} is {order.state}, so it cannot fill")
     quantity = order.quantity * FILL_RATIOS[order.urgency]
-    state = RigOrderState.FILLED if quantity == order.quantity else RigOrderState.PARTIAL_FILL
+    event = OrderEvent.FULL_FILL if quantity == order.quantity else OrderEvent.PARTIAL_FILL
+    state = next_state(order.state, event)
+    # The table has fills that overtake the acknowledgement, and second ones; here an order fills once, when it works.
+    if order.state is not OrderState.WORKING or state is None:
+        raise OrderError(f"{order.order_id} is {order.state.word}, so it cannot fill")
     return replace(order, state=state, filled=quantity)
 
 
-def cancelled(order: RigOrder) -> RigOrder:
+def cancelled(order: RegisteredOrder) -> RegisteredOrder:
     """What remained is cancelled; one that was over stays as it is."""
-    return replace(order, state=RigOrderState.CANCELED) if order.state in LIVE else order
+    return replace(order, state=next_state(order.state, OrderEvent.CANCELED) or order.state)
 
 
 # -- registries -------------------------------------------------------------------------------------------------------
@@ -112,19 +111,21 @@ class OrderRegistry(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def by_id(self, order_id: str) -> RigOrder | None:
+    def by_id(self, order_id: str) -> RegisteredOrder | None:
         """Return an order as it stands."""
 
     @abstractmethod
-    def by_intent(self, intent_id: str) -> RigOrder | None:
+    def by_intent(self, intent_id: str) -> RegisteredOrder | None:
         """Return the order that an intent made."""
 
     @abstractmethod
-    def find(self, *, symbol: str | None = None, side: str | None = None, live_only: bool = False) -> list[RigOrder]:
+    def find(
+        self, *, symbol: str | None = None, side: str | None = None, live_only: bool = False
+    ) -> list[RegisteredOrder]:
         """Return the orders of a symbol and a side, oldest first; all of them when neither is given."""
 
     @abstractmethod
-    def _make(self, draft: RigOrder, replaced: RigOrder | None) -> tuple[RigOrder, bool] | None:
+    def _make(self, draft: RegisteredOrder, replaced: RegisteredOrder | None) -> tuple[RegisteredOrder, bool] | None:
         """At one instant: return the order of the draft's intent, or make it and cancel the one that it replaces.
 
         Returns:
@@ -136,7 +137,7 @@ class OrderRegistry(ABC):
         """
 
     @abstractmethod
-    def _change(self, before: RigOrder, after: RigOrder) -> bool:
+    def _change(self, before: RegisteredOrder, after: RegisteredOrder) -> bool:
         """Write an order's next state over the one that it had. False, and nothing was done, when it has another."""
 
     def submit(
@@ -150,7 +151,7 @@ class OrderRegistry(ABC):
         price: Decimal,
         urgency: str,
         rejected: bool = False,
-    ) -> tuple[RigOrder, bool]:
+    ) -> tuple[RegisteredOrder, bool]:
         """Make an order of an intent, or return the one that it made before.
 
         Returns:
@@ -159,12 +160,12 @@ class OrderRegistry(ABC):
         Raises:
             OrderError: the registry is full.
         """
-        state = RigOrderState.REJECTED if rejected else RigOrderState.ACCEPTED
-        made = self._make(RigOrder("", intent_id, symbol, bucket, side, quantity, price, urgency, state), None)
+        state = OrderState.REJECTED if rejected else OrderState.ACCEPTED
+        made = self._make(RegisteredOrder("", intent_id, symbol, bucket, side, quantity, price, urgency, state), None)
         assert made is not None, "where nothing is replaced nothing can stand in the way"
         return made
 
-    def acknowledge(self, order_id: str) -> RigOrder:
+    def acknowledge(self, order_id: str) -> RegisteredOrder:
         """The venue has it: ACCEPTED becomes WORKING.
 
         Raises:
@@ -188,30 +189,30 @@ class OrderRegistry(ABC):
         """
         return self._step(order_id, cancelled)[1]
 
-    def replace(self, order_id: str, intent_id: str, *, quantity: Decimal, price: Decimal) -> RigOrder:
+    def replace(self, order_id: str, intent_id: str, *, quantity: Decimal, price: Decimal) -> RegisteredOrder:
         """Cancel, have it acknowledged, and send a new order in its place.
 
         Raises:
             OrderError: it does not exist or is over: an order that has just filled must not be sent again.
         """
-        for _ in RigOrderState:
+        for _ in OrderState:
             old = self._one(order_id)
             known = self.by_intent(intent_id)
             if known is not None:
                 return known
-            if old.state not in LIVE:
-                raise OrderError(f"{order_id} is {old.state}, so it cannot be replaced")
-            draft = RigOrder("", intent_id, old.symbol, old.bucket, old.side, quantity, price, old.urgency)
+            if not old.is_live:
+                raise OrderError(f"{order_id} is {old.state.word}, so it cannot be replaced")
+            draft = RegisteredOrder("", intent_id, old.symbol, old.bucket, old.side, quantity, price, old.urgency)
             made = self._make(draft, old)
             if made is not None:
                 new, is_new = made
                 return self.acknowledge(new.order_id) if is_new else new
         raise _restless(order_id)
 
-    def _step(self, order_id: str, step: Callable[[RigOrder], RigOrder]) -> tuple[RigOrder, bool]:
+    def _step(self, order_id: str, step: Callable[[RegisteredOrder], RegisteredOrder]) -> tuple[RegisteredOrder, bool]:
         """Take an order one step on from where it stands; return it, and whether anything changed."""
         # A life goes through each state once at most, so nobody can be in the way more often than that.
-        for _ in RigOrderState:
+        for _ in OrderState:
             before = self._one(order_id)
             after = step(before)
             if after == before:
@@ -220,7 +221,7 @@ class OrderRegistry(ABC):
                 return after, True
         raise _restless(order_id)
 
-    def _one(self, order_id: str) -> RigOrder:
+    def _one(self, order_id: str) -> RegisteredOrder:
         order = self.by_id(order_id)
         if order is None:
             raise OrderError(f"there is no order {order_id}")
@@ -231,30 +232,32 @@ class MemoryOrderRegistry(OrderRegistry):
     """A registry that ends with its process."""
 
     def __init__(self) -> None:
-        self._by_id: dict[str, RigOrder] = {}
+        self._by_id: dict[str, RegisteredOrder] = {}
         self._ids: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def by_id(self, order_id: str) -> RigOrder | None:
+    def by_id(self, order_id: str) -> RegisteredOrder | None:
         return self._by_id.get(order_id)
 
-    def by_intent(self, intent_id: str) -> RigOrder | None:
+    def by_intent(self, intent_id: str) -> RegisteredOrder | None:
         order_id = self._ids.get(intent_id)
         return None if order_id is None else self._by_id[order_id]
 
-    def find(self, *, symbol: str | None = None, side: str | None = None, live_only: bool = False) -> list[RigOrder]:
+    def find(
+        self, *, symbol: str | None = None, side: str | None = None, live_only: bool = False
+    ) -> list[RegisteredOrder]:
         with self._lock:
             orders = list(self._by_id.values())
         return [
             order
             for order in orders
-            if symbol in (None, order.symbol) and side in (None, order.side) and (order.state in LIVE or not live_only)
+            if symbol in (None, order.symbol) and side in (None, order.side) and (order.is_live or not live_only)
         ]
 
-    def _make(self, draft: RigOrder, replaced: RigOrder | None) -> tuple[RigOrder, bool] | None:
+    def _make(self, draft: RegisteredOrder, replaced: RegisteredOrder | None) -> tuple[RegisteredOrder, bool] | None:
         with self._lock:
             known = self._ids.get(draft.intent_id)
             if known is not None:
@@ -270,7 +273,7 @@ class MemoryOrderRegistry(OrderRegistry):
             self._ids[order.intent_id] = order.order_id
             return order, True
 
-    def _change(self, before: RigOrder, after: RigOrder) -> bool:
+    def _change(self, before: RegisteredOrder, after: RegisteredOrder) -> bool:
         with self._lock:
             if self._by_id[before.order_id] != before:
                 return False

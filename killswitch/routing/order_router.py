@@ -30,11 +30,9 @@ from killswitch.link.messages import CancelResult
 from killswitch.risk.exact import EXACT, exact
 from killswitch.risk.limits.runtime_monitor import RuntimeRiskMonitor
 from killswitch.risk.order_inputs import side_sign
-from killswitch.routing.numbered_order import NumberedOrder
 from killswitch.routing.order_checks import OrderChecks, duplicate, input_refusal, is_positive
-from killswitch.routing.order_state import OrderEvent, OrderState, next_state
+from killswitch.routing.order_state import NumberedOrder, OpenOrder, OrderEvent, OrderState, next_state
 from killswitch.routing.order_types import (
-    OpenOrder,
     Order,
     OrderRejected,
     Placed,

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from killswitch.risk.refusal import OrderRefused
-from killswitch.routing.order_state import OrderState
 
 RefusalCause = Literal["gate", "monitor", "bad_input", "duplicate", "too_many_open", "venue"]
 
@@ -123,16 +122,3 @@ class Refused:
     cause: RefusalCause
     sentence: str
     why: OrderRefused | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class OpenOrder:
-    """An order that the venue may still fill, as a report shows it."""
-
-    client_order_id: str
-    symbol: str
-    side: str
-    price: float
-    remaining: float
-    state: OrderState
-    sequence: int

@@ -1,4 +1,4 @@
-"""The rig's orders in Redis: what several processes share, and what a restart finds again.
+"""A registry of orders in Redis: what several processes share, and what a restart finds again.
 
 Below a prefix of its own, which is a hash tag so that a Redis Cluster keeps it in one place:
 
@@ -31,17 +31,16 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from killswitch.routing import order_registry as rig_orders
+from killswitch.routing import order_registry
 from killswitch.routing.order_registry import (
-    LIVE,
     OrderError,
     OrderRegistry,
+    RegisteredOrder,
     RegistryUnavailable,
-    RigOrder,
-    RigOrderState,
     cancelled,
     registry_full,
 )
+from killswitch.routing.order_state import OrderState
 from killswitch.stores.urls import StoreUrl, parse_store_url
 
 T = TypeVar("T")
@@ -126,7 +125,7 @@ class RedisOrderRegistry(OrderRegistry):
     def __len__(self) -> int:
         return int(self._asked("how many orders there are", lambda: self._client.hlen(self._orders)))
 
-    def by_id(self, order_id: str) -> RigOrder | None:
+    def by_id(self, order_id: str) -> RegisteredOrder | None:
         def ask() -> list[Any]:
             with self._client.pipeline(transaction=True) as both:
                 both.hget(self._orders, order_id)
@@ -136,11 +135,13 @@ class RedisOrderRegistry(OrderRegistry):
         body, state = self._asked(f"for order {order_id}", ask)
         return None if body is None else self._order(order_id, body, state)
 
-    def by_intent(self, intent_id: str) -> RigOrder | None:
+    def by_intent(self, intent_id: str) -> RegisteredOrder | None:
         order_id = self._asked(f"for intent {intent_id}", lambda: self._client.hget(self._intents, intent_id))
         return None if order_id is None else self.by_id(str(order_id))
 
-    def find(self, *, symbol: str | None = None, side: str | None = None, live_only: bool = False) -> list[RigOrder]:
+    def find(
+        self, *, symbol: str | None = None, side: str | None = None, live_only: bool = False
+    ) -> list[RegisteredOrder]:
         named = [self._key("symbol", symbol)] if symbol is not None else []
         named += [self._key("side", side)] if side is not None else []
 
@@ -155,19 +156,19 @@ class RedisOrderRegistry(OrderRegistry):
             return list(zip(ids, bodies, states, strict=True))
 
         found = [self._order(*entry) for entry in self._asked("for orders", ask) if entry[1] is not None]
-        return [order for order in found if order.state in LIVE or not live_only]
+        return [order for order in found if order.is_live or not live_only]
 
     def remove(self) -> None:
         """Take away every key of this registry, and none of another."""
         keys = [self._indexes, self._intents, self._orders, self._states]
         self._asked("to remove its orders", lambda: self._remove_script(keys=keys))
 
-    def _make(self, draft: RigOrder, replaced: RigOrder | None) -> tuple[RigOrder, bool] | None:
+    def _make(self, draft: RegisteredOrder, replaced: RegisteredOrder | None) -> tuple[RegisteredOrder, bool] | None:
         old = ("", "", "") if replaced is None else (replaced.order_id, _state(replaced), _state(cancelled(replaced)))
         body = json.dumps({name: str(getattr(draft, name)) for name in _FIXED}, separators=(",", ":"))
         keys = [self._intents, self._orders, self._states, self._key("symbol", draft.symbol),
                 self._key("side", draft.side), self._indexes]  # fmt: skip
-        arguments: list[str | int] = [draft.intent_id, body, _state(draft), *old, rig_orders.MAX_ORDERS]
+        arguments: list[str | int] = [draft.intent_id, body, _state(draft), *old, order_registry.MAX_ORDERS]
         word, *told = self._asked(
             f"for an order of intent {draft.intent_id}", lambda: self._make_script(keys=keys, args=arguments)
         )
@@ -177,10 +178,10 @@ class RedisOrderRegistry(OrderRegistry):
             return None
         return (replace(draft, order_id=told[0]), True) if word == "NEW" else (self._order(*told), False)
 
-    def _change(self, before: RigOrder, after: RigOrder) -> bool:
+    def _change(self, before: RegisteredOrder, after: RegisteredOrder) -> bool:
         arguments = [before.order_id, _state(before), _state(after)]
         changed = self._asked(
-            f"to make {before.order_id} {after.state}",
+            f"to make {before.order_id} {after.state.word}",
             lambda: self._change_script(keys=[self._states], args=arguments),
         )
         return bool(changed)
@@ -188,11 +189,11 @@ class RedisOrderRegistry(OrderRegistry):
     def _key(self, *parts: str) -> str:
         return ":".join((f"{{{self.prefix}}}", *parts))
 
-    def _order(self, order_id: str, body: str, state: str | None) -> RigOrder:
+    def _order(self, order_id: str, body: str, state: str | None) -> RegisteredOrder:
         try:
             fixed: dict[str, str] = json.loads(body)
             word, _, quantity = (state or "").partition(" ")
-            return RigOrder(
+            return RegisteredOrder(
                 order_id=order_id,
                 intent_id=fixed["intent_id"],
                 symbol=fixed["symbol"],
@@ -201,7 +202,7 @@ class RedisOrderRegistry(OrderRegistry):
                 quantity=Decimal(fixed["quantity"]),
                 price=Decimal(fixed["price"]),
                 urgency=fixed["urgency"],
-                state=RigOrderState(word),
+                state=OrderState.of_word(word),
                 filled=Decimal(quantity),
             )
         except (ValueError, KeyError, TypeError, InvalidOperation) as error:
@@ -296,5 +297,5 @@ def _client(url: StoreUrl) -> redis.Redis:
     )
 
 
-def _state(order: RigOrder) -> str:
-    return f"{order.state} {order.filled}"
+def _state(order: RegisteredOrder) -> str:
+    return f"{order.state.word} {order.filled}"

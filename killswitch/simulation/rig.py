@@ -23,7 +23,7 @@ from killswitch.risk.exposure.policy_monitor import PolicyDecision, PolicyMonito
 from killswitch.risk.exposure.policy_settings import RiskRules
 from killswitch.risk.exposure.policy_table import PolicyDecisionTable, PolicyMode
 from killswitch.risk.exposure.trading_session import SessionList, TradingSession
-from killswitch.routing.order_registry import MemoryOrderRegistry, OrderRegistry, RegistryUnavailable, RigOrder
+from killswitch.routing.order_registry import MemoryOrderRegistry, OrderRegistry, RegisteredOrder, RegistryUnavailable
 
 SCHEMA: Final = "killswitch.scenario/1"
 EQUITY_USD: Final = Decimal(1_000_000)
@@ -150,7 +150,9 @@ class Rig:
         )
         return decision
 
-    def send(self, intent_id: str, symbol: str, side: str, quantity: Decimal, *, urgency: str = "resting") -> RigOrder:
+    def send(
+        self, intent_id: str, symbol: str, side: str, quantity: Decimal, *, urgency: str = "resting"
+    ) -> RegisteredOrder:
         """Send an order as the policy in force lets it pass; a refused one is REJECTED and never works."""
         bucket, _, price = _BOOK[symbol]
         order, is_new = self.orders.submit(
@@ -209,12 +211,12 @@ class Rig:
             decision = self.at(clock)
         return modes, decision
 
-    def fill(self, order: RigOrder) -> None:
+    def fill(self, order: RegisteredOrder) -> None:
         """Fill an order as its urgency says."""
         filled = self.orders.fill(order.order_id)
         self.book.on_fill(order.symbol, order.side, filled, order.price, bucket=order.bucket, order_id=order.order_id)
 
-    def cancel(self, order: RigOrder) -> bool:
+    def cancel(self, order: RegisteredOrder) -> bool:
         """Cancel an order; nothing ever refuses a cancel."""
         cancelled = self.orders.cancel(order.order_id)
         self.book.on_order_over(order.order_id)
@@ -234,7 +236,7 @@ class Rig:
         """Gross exposure now, per cent of equity."""
         return self.book.figures().gross_exposure_pct
 
-    def _work(self, order: RigOrder) -> RigOrder:
+    def _work(self, order: RegisteredOrder) -> RegisteredOrder:
         order = self.orders.acknowledge(order.order_id)
         self.book.on_order(order.order_id, order.symbol, order.side, order.remaining, order.price, bucket=order.bucket)
         return order
@@ -260,11 +262,11 @@ def _scenario_a(run: RigRun) -> None:
     plan = rig.carry_out(decision, "A")
     run.check("derisk orders", 0, len(plan.orders))
     sale = rig.send("A-sell", "DDD", "sell", Decimal(100))
-    run.check("a market-making sale", "WORKING", sale.state.value)
+    run.check("a market-making sale", "WORKING", sale.state.word)
     rig.fill(sale)
     rig.cancel(sale)
     purchase = rig.send("A-buy", "DDD", "buy", Decimal(50))
-    run.check("a market-making purchase", "WORKING", purchase.state.value)
+    run.check("a market-making purchase", "WORKING", purchase.state.word)
     run.check("mode with it working", "NORMAL", rig.at("08:06").mode.name)
     run.check("freeze asked for", "ACTIVE", decision.restriction.mode.name)
 
@@ -293,7 +295,7 @@ def _scenario_c(run: RigRun) -> None:
     run.check("mode two minutes before the close", "HARD_DERISK", decision.mode.name)
     plan = rig.carry_out(decision, "C")
     run.check("urgency", ["cross_spread"], sorted({order.urgency for order in plan.orders}))
-    run.check("all of it filled", ["FILLED"], sorted({one.state.value for one in rig.orders.find()}))
+    run.check("all of it filled", ["FILLED"], sorted({one.state.word for one in rig.orders.find()}))
     run.check("gross exposure after one step of 10 %", 99.0, rig.gross_pct())
     run.check("mode after it", "NORMAL", rig.at("16:28").mode.name)
 
@@ -331,8 +333,8 @@ def _scenario_e(run: RigRun) -> None:
     run.check("freeze asked for", "ACTIVE", decision.restriction.mode.name)
     plan = derisk_plan(decision.mode, decision.reason, rig.book.positions(), {}, market_open=True)
     run.check("derisk orders", 0, len(plan.orders))
-    run.check("a growing order", "REJECTED", rig.send("E-grow", "BBB", "buy", Decimal(1)).state.value)
-    run.check("a reducing order", "WORKING", rig.send("E-reduce", "BBB", "sell", Decimal(1)).state.value)
+    run.check("a growing order", "REJECTED", rig.send("E-grow", "BBB", "buy", Decimal(1)).state.word)
+    run.check("a reducing order", "WORKING", rig.send("E-reduce", "BBB", "sell", Decimal(1)).state.word)
     run.check("cancels that pass", [True, True], [rig.cancel(order) for order in purchases])
     run.check("mode without the orders", "NORMAL", rig.at("12:02").mode.name)
     run.check("sold meanwhile, %", 0.0, 85.0 - rig.gross_pct())
@@ -399,7 +401,7 @@ def _at(clock: str) -> int:
     return int(dt.datetime.fromisoformat(f"{_DAY}T{clock}:00+00:00").timestamp()) * 1_000_000_000
 
 
-def _order_json(order: RigOrder) -> dict[str, Any]:
+def _order_json(order: RegisteredOrder) -> dict[str, Any]:
     return {
         "order_id": order.order_id,
         "intent_id": order.intent_id,
@@ -408,5 +410,5 @@ def _order_json(order: RigOrder) -> dict[str, Any]:
         "quantity": f"{order.quantity.normalize():f}",
         "price": str(order.price),
         "filled": f"{order.filled.normalize():f}",
-        "state": order.state.value,
+        "state": order.state.word,
     }

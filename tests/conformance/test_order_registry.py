@@ -18,21 +18,21 @@ from click.testing import CliRunner
 
 from killswitch.cli import cli
 from killswitch.routing.order_registry import (
-    LIVE,
     MemoryOrderRegistry,
     OrderError,
     OrderRegistry,
+    RegisteredOrder,
     RegistryUnavailable,
-    RigOrder,
-    RigOrderState,
 )
+from killswitch.routing.order_state import OrderState
 from killswitch.routing.redis_order_registry import PREFIX, RedisOrderRegistry, RedisRegistries
 from killswitch.simulation import rig as scenarios
 from tests.conformance.conftest import DOCKER
 from tests.conformance.rigs.memory import MemoryRig
 from tests.conformance.rigs.redis import RedisContainerRig, image_of_redis
 
-S = RigOrderState
+S = OrderState
+LIVE = frozenset({S.ACCEPTED, S.WORKING, S.PARTIAL_FILL})
 THREADS = 8
 
 REDIS = pytest.param("redis", marks=DOCKER)
@@ -82,7 +82,7 @@ def raw(rig: RedisContainerRig, registry: OrderRegistry) -> Iterator[redis.Redis
         yield client
 
 
-def submit(registry: OrderRegistry, intent: str, **changes: Any) -> tuple[RigOrder, bool]:
+def submit(registry: OrderRegistry, intent: str, **changes: Any) -> tuple[RegisteredOrder, bool]:
     given: dict[str, Any] = {
         "symbol": "AAA",
         "bucket": "LT",
@@ -94,7 +94,7 @@ def submit(registry: OrderRegistry, intent: str, **changes: Any) -> tuple[RigOrd
     return registry.submit(intent, **{**given, **changes})
 
 
-def stands(registry: OrderRegistry, order: RigOrder) -> RigOrder:
+def stands(registry: OrderRegistry, order: RegisteredOrder) -> RegisteredOrder:
     """The order as it stands now."""
     found = registry.by_id(order.order_id)
     assert found is not None
@@ -185,7 +185,7 @@ STEPS: dict[str, tuple[Callable[[OrderRegistry, str], object], frozenset[S]]] = 
 @pytest.mark.parametrize("state", list(S))
 @pytest.mark.parametrize("step", STEPS)
 def test_a_step_that_a_life_does_not_have_is_refused_and_changes_nothing(
-    registry: OrderRegistry, state: RigOrderState, step: str
+    registry: OrderRegistry, state: OrderState, step: str
 ) -> None:
     """ACCEPTED -> WORKING -> PARTIAL_FILL -> FILLED / CANCELED / REJECTED, and never back."""
     urgency = "cross_spread" if state is S.FILLED else "resting"
@@ -198,13 +198,13 @@ def test_a_step_that_a_life_does_not_have_is_refused_and_changes_nothing(
         take(registry, order.order_id)
         assert stands(registry, order).state is not state
         return
-    with pytest.raises(OrderError, match=f"O00001 is {state}, so it cannot"):
+    with pytest.raises(OrderError, match=f"O00001 is {state.word}, so it cannot"):
         take(registry, order.order_id)
     assert registry.find() == [before]
 
 
 @pytest.mark.parametrize("state", list(S))
-def test_a_cancel_always_passes(registry: OrderRegistry, state: RigOrderState) -> None:
+def test_a_cancel_always_passes(registry: OrderRegistry, state: OrderState) -> None:
     """A CANCEL ALWAYS PASSES: of what is over it says so, and only of what never was is it an error."""
     urgency = "cross_spread" if state is S.FILLED else "resting"
     order, _ = submit(registry, "i", urgency=urgency, rejected=state is S.REJECTED)
@@ -220,9 +220,7 @@ def test_a_cancel_always_passes(registry: OrderRegistry, state: RigOrderState) -
     ("urgency", "filled", "state"),
     [("cross_spread", "10", S.FILLED), ("near_last", "9", S.PARTIAL_FILL), ("resting", "5", S.PARTIAL_FILL)],
 )
-def test_fills_are_the_same_in_every_run(
-    registry: OrderRegistry, urgency: str, filled: str, state: RigOrderState
-) -> None:
+def test_fills_are_the_same_in_every_run(registry: OrderRegistry, urgency: str, filled: str, state: OrderState) -> None:
     order, _ = submit(registry, "i", urgency=urgency)
     assert registry.acknowledge(order.order_id) == stands(registry, order)
     assert registry.fill(order.order_id) == Decimal(filled)
@@ -236,7 +234,7 @@ def test_of_many_that_take_the_same_step_at_once_one_takes_it(reopen: Open) -> N
     for number in range(10):
         order, _ = submit(each[0], f"i{number}")
         acknowledged = outcomes(lambda which, at=order.order_id: each[which].acknowledge(at))  # type: ignore[misc]
-        assert sum(isinstance(one, RigOrder) for one in acknowledged) == 1
+        assert sum(isinstance(one, RegisteredOrder) for one in acknowledged) == 1
         # Half of them fill and half cancel: whatever comes first, the order filled once at most and is over.
         mixed = outcomes(
             lambda which, at=order.order_id: each[which].cancel(at) if which % 2 else each[which].fill(at)  # type: ignore[misc]
@@ -291,7 +289,7 @@ def test_an_order_that_many_replace_at_once_is_replaced_once(reopen: Open, inten
                 at, f"new{number}-{which % intents}", quantity=Decimal(1), price=Decimal(1)
             )
         )
-        new = {one.order_id for one in told if isinstance(one, RigOrder)}
+        new = {one.order_id for one in told if isinstance(one, RegisteredOrder)}
         assert len(new) == 1
         assert len([one for one in told if isinstance(one, OrderError)]) == (0 if intents == 1 else THREADS - 1)
         assert [one.order_id for one in each[0].find(live_only=True)] == list(new)

@@ -30,7 +30,8 @@ from killswitch.risk import (
     regime_at,
     restriction_of,
 )
-from killswitch.routing.order_registry import FILL_RATIOS, MemoryOrderRegistry, RigOrderState
+from killswitch.routing.order_registry import FILL_RATIOS, MemoryOrderRegistry
+from killswitch.routing.order_state import OrderState
 from killswitch.simulation import rig
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # between the calendar library and pandas
@@ -232,7 +233,7 @@ def test_the_life_of_an_order_and_the_registry() -> None:
 
     In Redis by order id, intent id, symbol and side: ``tests/conformance/test_order_registry.py``, for both registries.
     """
-    assert [state.value for state in RigOrderState] == [
+    assert [state.word for state in OrderState] == [
         "ACCEPTED",
         "WORKING",
         "PARTIAL_FILL",
@@ -240,6 +241,7 @@ def test_the_life_of_an_order_and_the_registry() -> None:
         "CANCELED",
         "REJECTED",
     ]
+    assert [OrderState.of_word(state.word) for state in OrderState] == list(OrderState)
     registry = MemoryOrderRegistry()
     given: dict[str, Any] = {"symbol": "A", "bucket": "LT", "side": "buy", "quantity": Decimal(1), "price": Decimal(1)}
     order, _ = registry.submit("intent", urgency="resting", **given)
@@ -257,7 +259,7 @@ def test_a_cancel_and_a_replace_which_is_cancel_ack_new() -> None:
     second = registry.replace(first.order_id, "two", quantity=Decimal(2), price=Decimal(3))
     replaced = registry.by_id(first.order_id)
     assert replaced is not None
-    assert (replaced.state, second.state) == (RigOrderState.CANCELED, RigOrderState.WORKING)
+    assert (replaced.state, second.state) == (OrderState.CANCELED, OrderState.WORKING)
     assert (second.quantity, second.price, second.order_id != first.order_id) == (2, 3, True)
     assert registry.cancel(second.order_id)
     assert registry.find(live_only=True) == []
