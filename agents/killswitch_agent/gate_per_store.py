@@ -62,6 +62,7 @@ class StoreGate:
         self._freezes: tuple[Freeze, ...] = ()
         self._local: dict[str, Freeze] = {}
         self._epoch = 0
+        self._told = False
         self._permit_deadline_ns = NO_PERMIT_NS
 
     @property
@@ -77,6 +78,7 @@ class StoreGate:
     def update(self, freezes: Sequence[Freeze], *, epoch: int, permit_deadline_ns: int) -> None:
         """Make this share say what its store's flag says. An older epoch adds causes, and extends nothing."""
         with self._lock:
+            self._told = True
             if epoch < self._epoch:
                 self._freezes = merge(self._freezes, freezes)
             else:
@@ -86,8 +88,13 @@ class StoreGate:
             self._show()
 
     def extend(self, permit_deadline_ns: int) -> None:
-        """Renew this store's permit; the page's is that of the store whose permit ends first."""
+        """Renew this store's permit; the page's is that of the store whose permit ends first.
+
+        Of a store that has not told its flag yet nothing is renewed: what it holds is unknown.
+        """
         with self._lock:
+            if not self._told:
+                return
             self._permit_deadline_ns = max(self._permit_deadline_ns, permit_deadline_ns)
             self._writer.extend(self._deadline_ns())
 

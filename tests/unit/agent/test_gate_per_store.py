@@ -73,6 +73,19 @@ def test_one_stores_permit_opens_nothing(page: Page) -> None:
     assert page.is_open
 
 
+def test_a_permit_without_a_flag_opens_nothing(page: Page) -> None:
+    """UNKNOWN IS FROZEN: a store that renews and has never told its flag may hold a freeze."""
+    first, second = page.shares
+    first.lift_local("never raised")
+    for share in (first, second):
+        share.extend(START_NS + SECOND_NS)
+    assert not page.is_open
+    second.update((), epoch=1, permit_deadline_ns=START_NS + SECOND_NS)
+    assert not page.is_open
+    first.update((), epoch=1, permit_deadline_ns=START_NS + SECOND_NS)
+    assert page.is_open
+
+
 def test_a_release_in_one_store_leaves_the_others_freeze(page: Page) -> None:
     """RELEASE IS FENCED: the same cause in both stores goes when both have let it go."""
     first, second = page.shares
@@ -126,12 +139,13 @@ STEPS = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(STEPS)
 def test_the_page_is_open_just_when_every_store_allows_it(steps: list[tuple[int, str, frozenset[str], int]]) -> None:
-    """The law, over any order of changes: open means each permit runs and nobody, store or node, holds a cause."""
+    """The law, over any order of changes: open means that every store has told its flag, each permit runs and nobody,
+    store or node, holds a cause. A permit counts from the first flag on: what has not been told is frozen."""
     with tempfile.TemporaryDirectory() as folder:
         page = Page(Path(folder), 3)
         held: list[frozenset[str]] = [frozenset()] * 3
         local: list[set[str]] = [set(), set(), set()]
-        until_ns, epochs = [1, 1, 1], [0, 0, 0]
+        until_ns, epochs = [1, 1, 1], [0, 0, 0]  # an epoch of 0: that store has not told its flag
         for number, step, names, ahead_s in steps:
             share, deadline_ns = page.shares[number], page.time_ns + ahead_s * SECOND_NS
             if step == "update":
@@ -150,9 +164,9 @@ def test_the_page_is_open_just_when_every_store_allows_it(steps: list[tuple[int,
                     local[number].discard(name)
             else:
                 page.time_ns += ahead_s * SECOND_NS
-            if step in {"update", "extend"}:
+            if step == "update" or (step == "extend" and epochs[number]):
                 until_ns[number] = max(until_ns[number], deadline_ns)
-            allowed = all(ns > page.time_ns for ns in until_ns) and not any(held) and not any(local)
+            allowed = all(epochs) and all(ns > page.time_ns for ns in until_ns) and not any(held) and not any(local)
             assert page.is_open == allowed
         page.close()
 
