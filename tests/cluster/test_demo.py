@@ -21,7 +21,8 @@ DEMO = [sys.executable, "-m", "killswitch", "demo"]
 IN_MEMORY = {"TMPDIR": str(MEMORY)} if MEMORY.is_dir() else {}
 """A disk that stalls in a sync is no fault that a test here asks for."""
 REPOSITORY = Path(__file__).resolve().parents[2]
-WITHIN_S = 110
+WITHIN_S = 280
+"""The demo has limits of its own, which follow the pace of the machine; this one ends a demo that hangs."""
 SKIP_BARS = "set KILLSWITCH_TEST_BARS to a file of one-minute bars, or put the project's test data in ../shared/data"
 
 slow = pytest.mark.timeout(WITHIN_S + 10)
@@ -142,16 +143,16 @@ def test_an_interrupted_demo_leaves_no_process_behind() -> None:
     try:
         assert demo.stdout is not None
         with demo.stdout as lines:
-            wait_until(lambda: "trading: ok" in lines.readline(), within_s=60, what="trading")
+            wait_until(lambda: "trading: ok" in lines.readline(), within_s=WITHIN_S, what="trading")
             children = children_of(demo.pid)
             assert len(children) >= 8
             demo.send_signal(signal.SIGTERM)
             lines.read()
-        assert demo.wait(20) == 130
+        assert demo.wait(60) == 130
         assert not [child for child in children if Path(f"/proc/{child}").exists()]
     finally:
         demo.kill()
-        demo.wait(5)
+        demo.wait(20)
 
 
 # -- what is asked of options and certificates ---------------------------------------------------------------------

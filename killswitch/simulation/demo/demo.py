@@ -63,13 +63,14 @@ __all__ = ["DemoOptions", "option_faults", "run_demo", "certificate_faults"]
 
 T = TypeVar("T")
 
+# Seconds of a quiet machine: what waits stretches them by the pace of this one.
 START_WITHIN_S = 40.0
-TRADING_WITHIN_S = 15.0
+TRADING_WITHIN_S = 20.0
 CRASH_WITHIN_S = 30.0
 CERTIFICATE_WITHIN_S = 15.0
 REFUSALS_FOR_S = 2.0
-RESUME_WITHIN_S = 10.0
-COMMAND_WITHIN_S = 20.0
+RESUME_WITHIN_S = 15.0
+COMMAND_WITHIN_S = 60.0
 KILL_SLACK_S = 5.0
 POLL_S = 0.05
 PICTURE_EVERY_S = 0.3
@@ -139,7 +140,9 @@ class Demo:
             raise DidNotHappen("the embedded store is not an embedded store")
         self._store, self._cluster = store, Cluster(store, CLUSTER)
         setup.write_config()
-        address = self._children.hear(venue, within_s=START_WITHIN_S)
+        # Before the crowd: a dozen processes that start at once leave a busy machine nothing for a command.
+        self._succeed(self._run("init", "--reason", "a demo begins"), "init")
+        address = self._children.hear(venue, within_s=COMMAND_WITHIN_S)
         self._venue = VenueOperator(address["host"], int(address["port"]))
         ports = free_ports(len(COORDINATORS) + len(setup.nodes))
         for router, arguments in setup.router_arguments(f"{address['host']}:{address['port']}"):
@@ -151,7 +154,6 @@ class Demo:
             self._children.start(
                 setup.agent(node), "killswitch", setup.agent_command(store.client_url, node, ports.pop())
             )
-        self._succeed(self._run("init", "--reason", "a demo begins"), "init")
 
         def everybody_there() -> bool:
             return everybody_is_there(self._require_cluster(), self._require_venue(), setup)
@@ -258,7 +260,7 @@ class Demo:
         enough_s = time.monotonic() + REFUSALS_FOR_S
         self._read_figures()
         # Counters reach their file a few times a second: the last ones are given time to arrive.
-        give_up_s = max(enough_s, time.monotonic()) + REFUSALS_FOR_S
+        give_up_s = max(enough_s, time.monotonic()) + self._children.pace.stretch(REFUSALS_FOR_S)
 
         def seen_enough() -> bool:
             now_s = time.monotonic()
@@ -319,9 +321,15 @@ class Demo:
     def _until(self, condition: Callable[[], T | None], within_s: float, what: str) -> T:
         """Poll until ``condition`` returns something true, and show the picture meanwhile.
 
+        Args:
+            condition: what is waited for.
+            within_s: how long, on a quiet machine.
+            what: its name, for the fault.
+
         Raises:
             DidNotHappen: not within the time, or a process ended that should not have.
         """
+        within_s = self._children.pace.stretch(within_s)
         deadline_s = time.monotonic() + within_s
         while True:
             trouble = ""
@@ -337,7 +345,9 @@ class Demo:
             if ended:
                 raise DidNotHappen(f"process {ended[0].name} ended by itself: {tail(ended[0].log)}")
             if time.monotonic() >= deadline_s:
-                raise DidNotHappen(f"{what} did not come within {within_s:.1f} s{trouble}")
+                raise DidNotHappen(
+                    f"{what} did not come within {within_s:.1f} s{trouble}; {self._children.last_logged()}"
+                )
             time.sleep(POLL_S)
 
     def _frozen_flag(self) -> Flag | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -25,9 +26,14 @@ from typing import IO, Any
 UNIX_SOCKET_PATH_MAX_BYTES = 107
 """Longest path of a Unix socket on Linux, without the closing zero byte."""
 
-STOP_TIMEOUT_S = 4.0
+STOP_TIMEOUT_S = 10.0
+QUIET_START_S = 1.0
+"""How long a process of ours takes to start on a machine that does nothing else, measured on two slow cores."""
+HARD_CAP_S = 300.0
+"""No limit of time is stretched beyond this."""
 POLL_S = 0.02
 LOG_TAIL_CHARS = 400
+COMPLAINT = re.compile(r'"level": "error"|\[error|^\w*(Error|Exception)\b|^Error: ')
 ENVIRONMENT_PREFIX = "KILLSWITCH_"
 
 
@@ -78,8 +84,34 @@ class CommandResult:
         return " ".join(self.stderr.split())[-LOG_TAIL_CHARS:] or "nothing"
 
 
+class Pace:
+    """How much slower than a quiet one this machine is; every limit of time is stretched by it.
+
+    It is measured while the demo runs, by how long processes take to start, so that a limit follows what the machine
+    does beside this. A limit is there to end a wait for what will not come; it is no judgement of speed.
+
+    Attributes:
+        factor: the slowest start so far, in terms of one on a quiet machine; never below 1.
+    """
+
+    def __init__(self) -> None:
+        self.factor = 1.0
+
+    def saw_start(self, took_s: float) -> None:
+        """Learn from a process that took ``took_s`` seconds to start and say something."""
+        self.factor = max(self.factor, took_s / QUIET_START_S)
+
+    def stretch(self, within_s: float) -> float:
+        """A limit in seconds of a quiet machine, in seconds of this one."""
+        return min(within_s * self.factor, max(within_s, HARD_CAP_S))
+
+
 class Children:
-    """The processes of one demo."""
+    """The processes of one demo.
+
+    Attributes:
+        pace: how slow the machine has been; each child that starts tells.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Keep logs in ``folder/logs``."""
@@ -87,6 +119,7 @@ class Children:
         self._logs.mkdir(parents=True, exist_ok=True)
         self._running: dict[str, Child] = {}
         self._ended_on_purpose: set[str] = set()
+        self.pace = Pace()
         self._environment = {
             # The demo says all its settings itself: those of the caller's own cluster must not reach it.
             name: value
@@ -126,6 +159,7 @@ class Children:
         Raises:
             ProcessFault: it ended, or said nothing or something else, within the time.
         """
+        began_s = time.monotonic()
         stdout = child.process.stdout
         if stdout is None or stdout.closed:
             raise ProcessFault(f"{child.name} has said all that it had to say")
@@ -134,6 +168,7 @@ class Children:
             line = stdout.readline() if ready else b""
         finally:
             stdout.close()
+        self.pace.saw_start(time.monotonic() - began_s)
         try:
             return dict(json.loads(line))
         except (TypeError, ValueError):
@@ -165,40 +200,66 @@ class Children:
             if child.alive:
                 with contextlib.suppress(ProcessLookupError):
                     child.process.send_signal(signal.SIGTERM)
-        deadline_s = time.monotonic() + STOP_TIMEOUT_S
+        within_s = self.pace.stretch(STOP_TIMEOUT_S)
+        deadline_s = time.monotonic() + within_s
         while any(child.alive for child in chosen) and time.monotonic() < deadline_s:
             time.sleep(POLL_S)
         stubborn = [child for child in chosen if child.alive]
         for child in stubborn:
             child.process.kill()
             child.process.wait(STOP_TIMEOUT_S)
-        return [f"{child.name} did not end within {STOP_TIMEOUT_S:g} s and was killed" for child in stubborn]
+        return [
+            f"{child.name} did not end within {within_s:.0f} s and was killed: {tail(child.log)}" for child in stubborn
+        ]
 
     def names_of(self, module: str) -> list[str]:
         """Names of all children started so far that run ``module``."""
         return [child.name for child in self._running.values() if child.module == module]
 
     def run(self, module: str, arguments: Sequence[str], *, within_s: float) -> CommandResult:
-        """Run ``python -m module`` to its end.
+        """Run ``python -m module`` to its end; ``within_s`` is for a quiet machine, and stretched by :attr:`pace`.
 
         Raises:
             ProcessFault: it did not end within the time; it was killed.
         """
+        began_s = time.monotonic()
         process = self._open(module, arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        within_s = self.pace.stretch(within_s)
+        in_time = True
         try:
             stdout, stderr = process.communicate(timeout=within_s)
         except subprocess.TimeoutExpired:
-            said = " ".join(arguments)
-            raise ProcessFault(f"`{module} {said}` did not end within {within_s:g} s and was killed") from None
+            in_time = False
+            process.kill()
+            stdout, stderr = process.communicate()
         finally:
             if process.poll() is None:
                 process.kill()
                 process.communicate()
+        self.pace.saw_start(time.monotonic() - began_s)
+        said = CommandResult(process.returncode, stdout.decode(errors="replace"), stderr.decode(errors="replace"))
+        words = f"{module} {' '.join(arguments)}"
         with (self._logs / "commands.log").open("a", encoding="utf-8") as file:
-            file.write(f"$ {module} {' '.join(arguments)}\n")
-            file.write(f"{stdout.decode(errors='replace')}{stderr.decode(errors='replace')}")
-            file.write(f"exit {process.returncode}\n")
-        return CommandResult(process.returncode, stdout.decode(errors="replace"), stderr.decode(errors="replace"))
+            file.write(f"$ {words}\n{said.stdout}{said.stderr}exit {said.exit_code}\n")
+        if not in_time:
+            fault = f"`{words}` did not end within {within_s:.0f} s and was killed; it said: {said.last_words}"
+            raise ProcessFault(f"{fault}; {self.last_logged()}")
+        return said
+
+    def last_logged(self) -> str:
+        """The line that says most: the newest error of any child, else the newest line; and who is still silent."""
+        lines: list[tuple[bool, int, str]] = []
+        silent: list[str] = []
+        for child in self._running.values():
+            text = child.log.read_text(encoding="utf-8", errors="replace").strip() if child.log.exists() else ""
+            if not text:
+                silent.append(child.name)
+                continue
+            complaint = [line for line in text.splitlines() if COMPLAINT.search(line)]
+            newest = (complaint or text.splitlines())[-1]
+            lines.append((bool(complaint), child.log.stat().st_mtime_ns, f"{child.name}: {newest[-LOG_TAIL_CHARS:]}"))
+        said = f"last in the logs: {max(lines)[2]}" if lines else "the logs are empty"
+        return said + (f"; nothing yet from {', '.join(silent)}" if silent else "")
 
     def _open(
         self, module: str, arguments: Sequence[str], *, stdout: IO[bytes] | int, stderr: IO[bytes] | int
