@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-cluster lint types check breaks bench clean
+.PHONY: help install demo test test-cluster lint types check breaks fuzz bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ check: lint types ## lint and types
 
 breaks: install ## break the code once per promise and watch its tests turn red (some minutes)
 	$(BIN)/python -m tests.breaks
+
+fuzz: install ## every law on random examples, for MINUTES (10); SEED=N tries those of an earlier run again
+	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
 bench: install ## figures, each beside its baseline in the same run
 	$(BIN)/python -m tests.bench

@@ -1,4 +1,4 @@
-"""Clusters that end with their test."""
+"""Clusters that end with their test, and the time that a test of several processes has on a busy machine."""
 
 from __future__ import annotations
 
@@ -9,6 +9,16 @@ from typing import Any
 import pytest
 
 from tests.cluster.lab import Lab
+
+WITHIN_S = 300
+"""Ends what hangs; it judges no speed. Starting a dozen processes alone may take a minute on a busy machine."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give every test here that says nothing else its time."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(WITHIN_S))
 
 
 @pytest.fixture

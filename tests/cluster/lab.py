@@ -34,6 +34,8 @@ TIMING = Timing(
 )  # fmt: skip
 PATIENCE_MS = 2_000
 """How long the test itself waits for an answer of a store: a read that an agent gives up is no failure of a test."""
+ENDS_WITHIN_S = 90
+"""How long a command or a process that was told to end may take on a busy machine before it is said to hang."""
 MEMORY = Path("/dev/shm")
 FAULT_FACTOR = 3.0
 """How far past its bound a thing is waited for before a test fails; the machine may be slow, the promise is not."""
@@ -70,12 +72,12 @@ class Process:
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""
         self.popen.kill()
-        self.popen.wait(timeout=10)
+        self.popen.wait(timeout=ENDS_WITHIN_S)
 
     def terminate(self) -> int:
         """SIGTERM, and return its exit code."""
         self.popen.terminate()
-        return self.popen.wait(timeout=15)
+        return self.popen.wait(timeout=ENDS_WITHIN_S)
 
     def pause(self) -> None:
         """SIGSTOP, and wait until the kernel says that it stands."""
@@ -142,7 +144,7 @@ class Lab:
             sys.executable, "-m", "killswitch", "--config", str(self.config), *stores, "--cluster", self.name, *words,
         ]  # fmt: skip
 
-    def run(self, *words: str, timeout_s: float = 30, expect: int | None = 0, only: bool = False) -> Ran:
+    def run(self, *words: str, timeout_s: float = ENDS_WITHIN_S, expect: int | None = 0, only: bool = False) -> Ran:
         """Call the command and return what it printed."""
         done = subprocess.run(
             self.arguments(*words, only=only), capture_output=True, text=True, timeout=timeout_s, cwd=ROOT, check=False,
@@ -281,7 +283,7 @@ class Lab:
                 with contextlib.suppress(ProcessLookupError):
                     process.popen.send_signal(signal.SIGCONT)
                 process.popen.kill()
-                process.popen.wait(timeout=10)
+                process.popen.wait(timeout=ENDS_WITHIN_S)
         for store in self.stores:
             store.close()
         shutil.rmtree(self.data, ignore_errors=True)

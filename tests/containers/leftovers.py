@@ -1,8 +1,7 @@
 """Who made what in the Docker daemon, and the removal of what a run that was killed could not remove itself.
 
-Everything of a lab carries a label that names the process that made it. A scenario that takes too long ends the whole
-process at once (``timeout_method = "thread"``), and so does SIGKILL: nothing of Python runs then, and some thirty
-containers trade on. The next run removes what a process has left that is not there any more.
+Everything of a lab carries a label that names the process that made it. Nothing of Python runs when a run is ended by
+SIGKILL, and some thirty containers trade on. The next run removes what a process has left that is not there any more.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from killswitch.core.history import verify
 from killswitch.core.modes import Mode
 from tests.unit.core.test_core_flag import AT, FREEZES, GROUPS, a_freeze, flag_of
 
-LAW = settings(derandomize=True, deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
+LAW = settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
 KEY = "/killswitch/c/flag"
 
 A_FREEZE = {

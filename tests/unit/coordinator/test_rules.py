@@ -28,7 +28,7 @@ from killswitch.core.scopes import GLOBAL, Scope
 from killswitch.settings.config import RuleSettings
 from tests.unit.core.test_core_flag import a_freeze
 
-LAW = settings(derandomize=True, deadline=None, max_examples=150)
+LAW = settings(deadline=None, max_examples=150)
 
 MONEY_RULES = ["gross_notional", "net_notional", "drawdown", "symbol_notional"]
 NOTHING = Flag("c", 1)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from killswitch.core.certificate import Certificate, KnownNode, NodeProof, Proof, SeenAck, certify
 
-LAW = settings(derandomize=True, deadline=None, max_examples=200)
+LAW = settings(deadline=None, max_examples=200)
 RATIO = 1.05
 EPOCH = 5
 

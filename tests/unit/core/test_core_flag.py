@@ -47,7 +47,7 @@ from killswitch.stores.port import VALUE_MAX_BYTES, OutcomeUnknown, StoreUnavail
 from tests.support.faulty_store import FaultyStore
 
 AT = "2026-01-31T09:30:00.000000Z"
-LAW = settings(derandomize=True, deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+LAW = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 
 # Few values on purpose: equal ids, equal scopes and equal freezes must come up often.
 SCOPES = st.sampled_from(
@@ -755,6 +755,6 @@ class FlagInAStore(RuleBasedStateMachine):
 
 TestFlagInAStore = pytest.mark.filterwarnings("error")(FlagInAStore.TestCase)
 TestFlagInAStore.settings = settings(
-    derandomize=True, deadline=None, max_examples=25, stateful_step_count=12,
+    deadline=None, max_examples=25, stateful_step_count=12,
     suppress_health_check=[HealthCheck.too_slow],
 )  # fmt: skip

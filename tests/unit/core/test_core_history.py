@@ -15,7 +15,7 @@ from killswitch.core.history import GENESIS_HASH, HistoryEntry, HistoryFault, en
 from killswitch.core.modes import Mode
 from killswitch.core.scopes import Scope
 
-LAW = settings(derandomize=True, deadline=None, max_examples=100)
+LAW = settings(deadline=None, max_examples=100)
 AT = "2026-01-31T09:30:00.000000Z"
 FIELDS = [field.name for field in dataclasses.fields(HistoryEntry)]
 

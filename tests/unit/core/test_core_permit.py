@@ -20,7 +20,7 @@ from killswitch.core.permit import (
     worst_case,
 )
 
-LAW = settings(derandomize=True, deadline=None, max_examples=150)
+LAW = settings(deadline=None, max_examples=150)
 DURATIONS = [field.name for field in dataclasses.fields(Timing) if field.name.endswith("_ms")]
 
 
