@@ -18,20 +18,13 @@ from killswitch.core.modes import Mode
 from killswitch.link.messages import Holding
 from killswitch.risk.node_rule import NodeFinding, NodeLevel, NodeSnapshot
 from killswitch.risk.process.risk_limits_file import JudgementSettings
+from tests.support.clock import HandClock
 
 EXPOSURE = NodeExposure(
     holdings={"X": Holding(2.0, 100.0)}, gross_usd=200.0, net_usd=200.0, pnl_usd=-5.0, working_orders=3,
     working_notional_usd=30.0, last_sequence=7, edges_bps={"X": 2.0},
 )  # fmt: skip
 SEEN = RoutersSeen(live=2, lost=1, report_ages_ms={"r1": 5.0})
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_ns = 10**12
-
-    def __call__(self) -> int:
-        return self.now_ns
 
 
 class Scripted:
@@ -79,7 +72,7 @@ class Rig:
     def __init__(self, *rules: Any, on_error: str = "freeze") -> None:
         self.rule = Scripted()
         self.actions = Actions()
-        self.clock = Clock()
+        self.clock = HandClock()
         self.registry = CollectorRegistry()
         self.monitor = NodeMonitor(
             [self.rule, *rules],
@@ -112,7 +105,7 @@ def test_a_rule_sees_the_whole_node() -> None:
     rig = Rig()
     rig.judge()
     (seen,) = rig.rule.seen
-    assert (seen.node, seen.now_ns) == ("n1", rig.clock.now_ns)
+    assert (seen.node, seen.now_ns) == ("n1", rig.clock.time_ns)
     assert seen.holdings["X"].value_usd == 200.0
     assert (seen.gross_usd, seen.net_usd, seen.pnl_usd) == (200.0, 200.0, -5.0)
     assert (seen.working_orders, seen.working_notional_usd, seen.edges_bps) == (3, 30.0, {"X": 2.0})
@@ -261,7 +254,7 @@ def test_a_rule_that_is_late_is_a_breach_though_it_found_nothing() -> None:
         name = "slow"
 
         def judge(self, _: NodeSnapshot) -> Sequence[NodeFinding]:
-            rig.clock.now_ns += 101_000_000
+            rig.clock.time_ns += 101_000_000
             return []
 
     monitor = NodeMonitor(
@@ -296,7 +289,7 @@ def test_a_rule_that_never_answers_is_found_by_whoever_watches() -> None:
         assert asked.wait(30)
         monitor.watch()
         assert rig.actions.log == [], "not late yet"
-        rig.clock.now_ns += 101_000_000
+        rig.clock.time_ns += 101_000_000
         monitor.watch()
         monitor.watch()
         told = "the rule hanging takes 101 ms, and 100 ms are allowed"
@@ -310,7 +303,7 @@ def test_a_rule_that_never_answers_is_found_by_whoever_watches() -> None:
 
 def test_unknown_is_frozen_when_a_person_releases_while_a_rule_still_hangs() -> None:
     """No judgement comes to find it again, so whoever watches must freeze again."""
-    actions, clock = Actions(), Clock()
+    actions, clock = Actions(), HandClock()
     asked, answer = threading.Event(), threading.Event()
 
     class Hanging:
@@ -329,7 +322,7 @@ def test_unknown_is_frozen_when_a_person_releases_while_a_rule_still_hangs() -> 
     judging.start()
     try:
         assert asked.wait(30)
-        clock.now_ns += 101_000_000
+        clock.time_ns += 101_000_000
         monitor.watch()
         assert [done[:2] for done in actions.log] == [("freeze", "FROZEN")]
         actions.in_force.clear()

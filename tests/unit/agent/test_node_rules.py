@@ -31,17 +31,10 @@ from killswitch.risk.process.node_settings import NodeInputsSettings
 from killswitch.risk.process.risk_limits_file import OrderLimitSettings, RiskLimitsFile
 from killswitch.risk.process.rule_loading import RuleNotUsable
 from killswitch.settings.config import AgentSettings
+from tests.support.clock import HandClock
 
 AT = "2026-01-30T12:00:00.000000Z"
 SECOND_NS = 1_000_000_000
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_ns = 10**12
-
-    def __call__(self) -> int:
-        return self.now_ns
 
 
 def snapshot(holdings: Mapping[str, tuple[float, float]] | None = None, **more: Any) -> NodeSnapshot:
@@ -147,13 +140,13 @@ def test_a_mark_that_does_not_move_pauses_while_the_symbol_is_held() -> None:
 
 
 def test_the_age_of_a_report_is_told_on_the_deadline_clock_and_a_hello_counts_as_one() -> None:
-    clock = Clock()
+    clock = HandClock()
     book = RouterRegistry(clock)
     for router in ("r1", "r2"):
         book.hello(router, "i", reconciled=True)
-    clock.now_ns += 3 * SECOND_NS
+    clock.time_ns += 3 * SECOND_NS
     book.exposure("r1", "i", Exposure())
-    clock.now_ns += SECOND_NS
+    clock.time_ns += SECOND_NS
     seen = routers_seen(book.states(), clock())
     assert seen == RoutersSeen(live=2, lost=0, report_ages_ms={"r1": 1_000.0, "r2": 4_000.0})
     book.gone("r2", "i", said_goodbye=False)
@@ -163,7 +156,7 @@ def test_the_age_of_a_report_is_told_on_the_deadline_clock_and_a_hello_counts_as
 # ---- the account
 
 
-def account_rule(clock: Clock, **limits: Any) -> NodeAccountRule:
+def account_rule(clock: HandClock, **limits: Any) -> NodeAccountRule:
     return NodeAccountRule(
         RiskLimitsFile.model_validate(limits), initial_balance_usd=100_000.0, node="n1", clock=clock,
         wall_clock=lambda: AT, registry=CollectorRegistry(),
@@ -171,34 +164,34 @@ def account_rule(clock: Clock, **limits: Any) -> NodeAccountRule:
 
 
 def test_drawdown_and_leverage_warn_and_freeze_at_their_levels() -> None:
-    rule = account_rule(Clock())
+    rule = account_rule(HandClock())
     for pnl_usd, expected in ((-999.0, []), (-1_000.0, ["warning"]), (-2_000.0, ["freeze"])):
         assert [one.level for one in rule.judge(snapshot(pnl_usd=pnl_usd))] == expected
-    (finding,) = account_rule(Clock()).judge(snapshot({"X": (10.0, 50_000.0)}))
+    (finding,) = account_rule(HandClock()).judge(snapshot({"X": (10.0, 50_000.0)}))
     assert (finding.trigger, finding.level, finding.value, finding.limit) == ("leverage", "freeze", 5.0, 5.0)
 
 
 def test_profit_that_routers_made_raises_what_a_drawdown_is_measured_from() -> None:
-    rule = account_rule(Clock())
+    rule = account_rule(HandClock())
     assert rule.judge(snapshot(pnl_usd=50_000.0)) == []
     (finding,) = rule.judge(snapshot(pnl_usd=46_999.0))
     assert (finding.trigger, finding.level) == ("drawdown", "freeze")
 
 
 def test_a_breach_that_is_not_confirmed_yet_pauses_and_freezes_when_it_latches() -> None:
-    rule = account_rule(Clock(), confirmations={"drawdown": 2})
+    rule = account_rule(HandClock(), confirmations={"drawdown": 2})
     levels = [[one.level for one in rule.judge(snapshot(pnl_usd=-3_000.0))] for _ in range(4)]
     assert levels == [["pause"], ["pause"], ["freeze"], ["freeze"]]
 
 
 def test_unknown_is_frozen_for_an_account_that_cannot_be_told() -> None:
-    rule = account_rule(Clock(), confirmations={"data": 0})
+    rule = account_rule(HandClock(), confirmations={"data": 0})
     assert told(rule.judge(snapshot({"X": (1.0, math.nan)}))) == [("monitor_error", "freeze", None)]
     assert "X" in rule.judge(snapshot({"X": (1.0, math.nan)}))[0].reason
 
 
 def test_a_release_lets_go_of_the_breaker_and_a_breach_that_stays_is_found_again() -> None:
-    rule = account_rule(Clock())
+    rule = account_rule(HandClock())
     rule.judge(snapshot(pnl_usd=-3_000.0))
     assert rule.summary()["breaker"] == "ENGAGED"
     rule.released()
@@ -275,7 +268,7 @@ def _all_at(pct: float) -> dict[str, Any]:
 # ---- figures
 
 
-def value_at_risk_rule(clock: Clock, **more: Any) -> NodeValueAtRiskRule:
+def value_at_risk_rule(clock: HandClock, **more: Any) -> NodeValueAtRiskRule:
     settings = {
         "sample_every_ms": 1_000,
         "max_age_ms": 5_000,
@@ -286,18 +279,18 @@ def value_at_risk_rule(clock: Clock, **more: Any) -> NodeValueAtRiskRule:
     return NodeValueAtRiskRule(ValueAtRiskSettings.model_validate(settings), clock=clock, registry=CollectorRegistry())
 
 
-def play(rule: NodeRule, clock: Clock, steps: int, quantity: float) -> Sequence[NodeFinding]:
+def play(rule: NodeRule, clock: HandClock, steps: int, quantity: float) -> Sequence[NodeFinding]:
     rng = random.Random(7)
     price, found = 100.0, tuple[NodeFinding, ...]()
     for _ in range(steps):
-        clock.now_ns += SECOND_NS
+        clock.time_ns += SECOND_NS
         price *= 1.0 + rng.gauss(0.0, 0.001)
-        found = tuple(rule.judge(snapshot({"X": (quantity, price)}, now_ns=clock.now_ns)))
+        found = tuple(rule.judge(snapshot({"X": (quantity, price)}, now_ns=clock.time_ns)))
     return found
 
 
 def test_value_at_risk_warns_and_freezes_at_its_levels_and_is_reported() -> None:
-    clock = Clock()
+    clock = HandClock()
     rule = value_at_risk_rule(clock, hard_usd=1_000_000.0)
     play(rule, clock, 150, 1_000.0)
     es_usd = rule.summary()["parametric_es_usd"]
@@ -308,12 +301,12 @@ def test_value_at_risk_warns_and_freezes_at_its_levels_and_is_reported() -> None
         ({"hard_usd": es_usd / 2, "hard": "reduce_only"}, ("reduce_only",)),
         ({"hard_usd": es_usd * 2}, ()),
     ):
-        found = play(value_at_risk_rule(clock := Clock(), **levels), clock, 150, 1_000.0)
+        found = play(value_at_risk_rule(clock := HandClock(), **levels), clock, 150, 1_000.0)
         assert tuple(one.level for one in found) == expected, levels
 
 
 def test_figures_that_cannot_be_trusted_do_what_the_settings_say_and_have_no_value_to_accept() -> None:
-    clock = Clock()
+    clock = HandClock()
     (finding,) = play(value_at_risk_rule(clock, hard_usd=1.0, unknown="freeze"), clock, 5, 1.0)
     assert (finding.level, finding.value) == ("freeze", None)
     assert "fewer than 100 returns are known of X" in finding.reason
@@ -369,7 +362,7 @@ def test_the_rules_of_a_node_are_asked_account_before_policy(tmp_path: Any) -> N
         policy=RiskRules.model_validate({"session": {"calendar": "24/7"}}),
     )
     running = NodeRules(
-        files, "n1", state_dir=tmp_path, clock=Clock(), wall_clock=lambda: AT, registry=CollectorRegistry()
+        files, "n1", state_dir=tmp_path, clock=HandClock(), wall_clock=lambda: AT, registry=CollectorRegistry()
     )
     assert [rule.name for rule in running.rules] == [
         *("inputs", "limits", "account", "policy", "value_at_risk", "anomaly"),
@@ -382,7 +375,7 @@ def test_policy_and_value_at_risk_tighten_at_the_first_look_whatever_is_wrong_be
     limits.write_text("initial_balance_usd: 100000.0\n" + figures % "1000000.0")
     rules.write_text("session: {calendar: 24/7}\n")
     settings = AgentSettings(risk_limits=str(limits), risk_rules=str(rules))
-    clock = Clock()
+    clock = HandClock()
     running = NodeRules(
         load_node_limits(settings),
         "n1",
@@ -412,4 +405,4 @@ def test_a_section_whose_extra_is_not_installed_is_a_sentence(monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "numpy", None)
     limits = RiskLimitsFile.model_validate({"value_at_risk": {}})
     with pytest.raises(RuleNotUsable, match=r"pip install 'killswitch-cluster\[figures\]'"):
-        figure_rules(limits, clock=Clock(), registry=CollectorRegistry())
+        figure_rules(limits, clock=HandClock(), registry=CollectorRegistry())

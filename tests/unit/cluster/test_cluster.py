@@ -38,27 +38,13 @@ from killswitch.core.modes import Mode
 from killswitch.core.permit import Timing
 from killswitch.stores.memory import MemoryStore
 from killswitch.stores.port import Conflict, Entry, OutcomeUnknown, StoreUnavailable
+from tests.support.clock import HandClock
 from tests.support.faulty_store import FaultyStore
 from tests.support.waiting import wait_until
 from tests.unit.core.test_core_flag import AT, a_freeze
 
 MS = 1_000_000
 TIMEOUT_MS = 1_000
-
-
-class HandClock:
-    """A clock that a test moves, and a sleep that moves it."""
-
-    def __init__(self) -> None:
-        self.time_ns = 1_000_000 * MS
-        self.slept_s: list[float] = []
-
-    def __call__(self) -> int:
-        return self.time_ns
-
-    def sleep(self, seconds: float) -> None:
-        self.slept_s.append(seconds)
-        self.time_ns += int(seconds * 1_000 * MS)
 
 
 @pytest.fixture

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
-from structlog.testing import capture_logs
 
 from killswitch.core.modes import Mode
 from killswitch.risk import (
@@ -52,12 +51,6 @@ from tests.support.risk_doors import (
     runtime_monitor,
     with_bad,
 )
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Iterator[Any]:
-    with capture_logs() as captured:
-        yield captured
 
 
 @pytest.mark.parametrize("bad", BAD_NUMBERS)

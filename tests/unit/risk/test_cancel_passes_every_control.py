@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 from prometheus_client import CollectorRegistry
-from structlog.testing import capture_logs
 
 from killswitch.clock import now_ns
 from killswitch.gate import Gate, GateWriter
@@ -94,12 +92,6 @@ class Desk:
     def close(self) -> None:
         self.gate.close()
         self.writer.close()
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Iterator[Any]:
-    with capture_logs() as captured:
-        yield captured
 
 
 HEALTH = {"input_health": {"max_age_ms": 1_000, "frozen_after_ms": 2_000, "bad": "refuse"}}

@@ -7,18 +7,11 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
-from structlog.testing import capture_logs
 
 from killswitch.risk.limits.runtime_monitor import RuntimeRiskMonitor
 from killswitch.risk.pretrade import PreTradeControls
 from killswitch.risk.pretrade.pretrade_settings import PreTradeSettings
 from tests.support.pretrade_rig import HEALTHY, MS, Rig, S
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Any:
-    with capture_logs() as captured:
-        yield captured
 
 
 def put(rig: Rig, **sections: Any) -> PreTradeSettings:

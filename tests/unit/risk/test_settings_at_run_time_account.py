@@ -7,7 +7,6 @@ import threading
 from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
 
 from killswitch.risk.account.account_monitor import RiskMonitor
 from killswitch.risk.account.account_state import AlertLevel, PriceTick
@@ -20,12 +19,6 @@ from killswitch.simulation.staged_account import StagedAccount
 START = dt.datetime(2026, 1, 31, 9, 30, tzinfo=dt.UTC)
 SAFE, ENGAGED = BreakerMode.SAFE, BreakerMode.ENGAGED
 LIMITS = AccountLimits(max_daily_drawdown=0.10, drawdown_warning=0.05)
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Any:
-    with capture_logs() as captured:
-        yield captured
 
 
 def account(limits: AccountLimits = LIMITS) -> StagedAccount:

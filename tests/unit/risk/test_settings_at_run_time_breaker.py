@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import settings as runs
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
-from structlog.testing import capture_logs
 
 from killswitch.risk.breaker.breaker_file import StateFile
 from killswitch.risk.breaker.breaker_machine import (
@@ -31,12 +30,6 @@ from killswitch.risk.breaker.circuit_breaker import CircuitBreaker, ReleaseRefus
 SAFE, ENGAGED, HALF_OPEN = BreakerMode.SAFE, BreakerMode.ENGAGED, BreakerMode.HALF_OPEN
 NETWORK, DATA, EDGE, DRAWDOWN = ReasonClass.NETWORK, ReasonClass.DATA, ReasonClass.EDGE, ReasonClass.DRAWDOWN
 RULES = BreakerSettings()
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Any:
-    with capture_logs() as captured:
-        yield captured
 
 
 class Stage:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
-from structlog.testing import capture_logs
 
 from killswitch.risk.limits.limit_schedule import LimitSchedule, LimitScheduleSettings
 from killswitch.risk.limits.limits import RiskLimits
@@ -15,12 +14,6 @@ from killswitch.risk.limits.runtime_monitor import RuntimeRiskMonitor
 from killswitch.risk.limits.warning_ladder import LimitWarning
 
 MINUTE_NS = 60_000_000_000
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Any:
-    with capture_logs() as captured:
-        yield captured
 
 
 def limits(symbol_usd: float, total_usd: float = 1e9, edge_bps: float = 1.5) -> RiskLimits:

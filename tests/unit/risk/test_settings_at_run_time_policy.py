@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
-from structlog.testing import capture_logs
 
 from killswitch.core.modes import Mode
 from killswitch.risk.exposure.exposure_book import ExposureBook
@@ -16,12 +15,6 @@ from killswitch.risk.exposure.policy_monitor import PolicyDecision, PolicyMonito
 from killswitch.risk.exposure.policy_settings import ExposureSettings, RiskRules
 from killswitch.risk.exposure.policy_table import PolicyDecisionTable, PolicyMode
 from killswitch.risk.exposure.trading_session import AlwaysOpen
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Any:
-    with capture_logs() as captured:
-        yield captured
 
 
 def rules(**sections: Any) -> RiskRules:

@@ -13,18 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as runs
 from hypothesis import strategies as st
-from structlog.testing import capture_logs
 
 from killswitch.risk.pretrade.message_throttle import MessageThrottle
 from killswitch.risk.pretrade.order import PretradeOrder
 from killswitch.risk.pretrade.pretrade_settings import PreTradeSettings, ThrottleSettings
 from tests.support.pretrade_rig import MS, Rig, S
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Any:
-    with capture_logs() as captured:
-        yield captured
 
 
 def put(rig: Rig, **throttle: Any) -> None:

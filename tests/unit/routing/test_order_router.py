@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
-from structlog.testing import capture_logs
 
 from killswitch.clock import now_ns
 from killswitch.core.flag import Freeze
@@ -121,12 +120,6 @@ class Rig:
 
 def freeze_of(scope: Scope, mode: Mode = Mode.FROZEN) -> Freeze:
     return Freeze(f"f-{scope}-{mode.name}", scope, mode, "manual", "test", "operator:ann", "2026-01-31T09:30:00Z")
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Iterator[Any]:
-    with capture_logs() as captured:
-        yield captured
 
 
 @pytest.fixture

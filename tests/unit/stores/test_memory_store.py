@@ -10,25 +10,16 @@ import pytest
 
 from killswitch.stores import Entry, LeaseLost
 from killswitch.stores.memory import MemoryStore
+from tests.support.clock import HandClock
 from tests.support.waiting import wait_until
 
 MS = 1_000_000
 
 
-class HandClock:
-    """A clock that a test moves."""
-
-    def __init__(self) -> None:
-        self.time_ns = 0
-
-    def __call__(self) -> int:
-        return self.time_ns
-
-
 @pytest.fixture
 def clock() -> HandClock:
     """At 0."""
-    return HandClock()
+    return HandClock(0)
 
 
 @pytest.fixture

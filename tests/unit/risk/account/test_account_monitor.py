@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
-from structlog.testing import capture_logs
 
 from killswitch import risk
 from killswitch.risk.account.account_book import MARKS_BETWEEN_SUMS
@@ -33,12 +32,6 @@ START = dt.datetime(2026, 1, 31, 9, 30, tzinfo=dt.UTC)
 BTC = "BTCUSDT"
 NORMAL, WARNING, CRITICAL = AlertLevel.NORMAL, AlertLevel.WARNING, AlertLevel.CRITICAL
 RFC_3339_MICROSECONDS = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$")
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Any:
-    with capture_logs() as captured:
-        yield captured
 
 
 class Stage:

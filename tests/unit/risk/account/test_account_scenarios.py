@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
-from structlog.testing import capture_logs
 
 from killswitch.cluster.cluster import Cluster, new_freeze_id
 from killswitch.core.flag import fitting_freeze
@@ -30,12 +27,6 @@ from killswitch.stores.memory import MemoryStore
 from tests.support.eager import together
 
 THREADS = 128
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Iterator[Any]:
-    with capture_logs() as captured:
-        yield captured
 
 
 # ---- CircuitBreaker: SAFE / ENGAGED, engage(reason, metadata), a file lock that can be turned off

@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
-from structlog.testing import capture_logs
 
 from killswitch.risk.breaker.breaker_file import StateFile, StateFileFault, state_from_json, state_to_json
 from killswitch.risk.breaker.breaker_machine import (
@@ -34,6 +33,7 @@ from killswitch.risk.breaker.breaker_machine import (
 )
 from killswitch.risk.breaker.breaker_settings import NS_PER_SECOND, BreakerSettings, ReasonClass
 from killswitch.risk.breaker.circuit_breaker import BreakerTransition, CircuitBreaker, ReleaseRefused
+from tests.support.clock import HandClock
 from tests.support.waiting import wait_until
 
 SAFE, ENGAGED, HALF_OPEN = BreakerMode.SAFE, BreakerMode.ENGAGED, BreakerMode.HALF_OPEN
@@ -43,12 +43,6 @@ POSITION, DRAWDOWN, MANUAL, UNKNOWN = (
 )  # fmt: skip
 RULES = BreakerSettings()
 NOW = "2026-01-31T09:30:00.123456Z"
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Any:
-    with capture_logs() as captured:
-        yield captured
 
 
 def seconds(value: float) -> int:
@@ -377,14 +371,14 @@ STORY: list[tuple[float, Event]] = [
 def modes_of_the_story(folder: Path, cut: int) -> list[BreakerMode]:
     """The mode after each step when the process dies before the step ``cut`` and another one goes on."""
     folder.mkdir()
-    rules, clock = shared(folder), Clock()
+    rules, clock = shared(folder), HandClock(START_NS)
     breaker, modes = make(rules, clock), []
     for index, (at, event) in enumerate(STORY):
         if index == cut:
             before = breaker.state
             breaker = make(rules, clock)  # the old one is gone, as it is when a process dies
             assert breaker.state is before
-        clock.ns = START_NS + seconds(at)
+        clock.time_ns = START_NS + seconds(at)
         play(breaker, event)
         modes.append(breaker.state)
     assert make(rules, clock).state is modes[-1]
@@ -414,21 +408,10 @@ def test_a_process_that_dies_at_any_step_is_followed_by_one_that_is_no_looser(cu
 START_NS = 10**15
 
 
-class Clock:
-    def __init__(self, ns: int = START_NS) -> None:
-        self.ns = ns
-
-    def __call__(self) -> int:
-        return self.ns
-
-    def wait(self, s: float) -> None:
-        self.ns += seconds(s)
-
-
 def make(rules: BreakerSettings | None = None, clock: Any = None, **changes: Any) -> CircuitBreaker:
     return CircuitBreaker(
         rules,
-        clock=clock if clock is not None else Clock(),
+        clock=clock if clock is not None else HandClock(START_NS),
         wall_clock=lambda: NOW,
         **{"registry": CollectorRegistry(), **changes},
     )
@@ -475,7 +458,7 @@ def test_the_seed_breaker__safe_engaged_and_engage_with_reason_and_metadata() ->
 
 
 def test_a_class_that_does_not_exist_counts_as_unknown_and_waits_for_a_person() -> None:
-    clock = Clock()
+    clock = HandClock(START_NS)
     breaker = make(clock=clock)
     breaker.engage("what?", kind="weather")
     assert [cause.kind for cause in breaker.snapshot().causes] == [UNKNOWN]
@@ -492,7 +475,7 @@ def test_a_class_that_does_not_exist_counts_as_unknown_and_waits_for_a_person() 
 
 
 def test_time_lifts_a_pause_without_anybody_asking_twice() -> None:
-    clock = Clock()
+    clock = HandClock(START_NS)
     breaker = make(clock=clock)
     breaker.bad_reading("network", "timeout")
     assert not breaker.allows()
@@ -504,7 +487,7 @@ def test_time_lifts_a_pause_without_anybody_asking_twice() -> None:
 
 
 def test_every_transition_is_counted_and_the_gauges_show_it() -> None:
-    registry, clock = CollectorRegistry(), Clock()
+    registry, clock = CollectorRegistry(), HandClock(START_NS)
     breaker = make(clock=clock, registry=registry, name="b")
 
     def sample(name: str, **labels: str) -> float | None:
@@ -658,7 +641,7 @@ def test_processes_share_one_breaker(tmp_path: Path) -> None:
 
 
 def test_half_open_probes_are_shared_between_processes(tmp_path: Path) -> None:
-    rules, clock = shared(tmp_path), Clock()
+    rules, clock = shared(tmp_path), HandClock(START_NS)
     one, two = make(rules, clock), make(rules, clock)
     one.engage("lost", kind="network")
     clock.wait(61)
@@ -671,7 +654,7 @@ def test_half_open_probes_are_shared_between_processes(tmp_path: Path) -> None:
 def test_an_engagement_holds_while_another_process_has_the_lock_and_is_written_later(tmp_path: Path) -> None:
     rules = shared(tmp_path, lock_timeout_seconds=0.05)
     breaker, other = make(rules), make(rules)
-    file = StateFile(rules, clock=Clock(), wall_clock=lambda: NOW)
+    file = StateFile(rules, clock=HandClock(START_NS), wall_clock=lambda: NOW)
     with file.locked():
         assert breaker.engage("stop")
         assert not breaker.allows()
@@ -739,7 +722,7 @@ def test_after_a_reboot_a_cool_down_begins_again(tmp_path: Path) -> None:
     body = json.loads(path.read_text())
     body["clock"] = "another run of the machine"
     path.write_text(json.dumps(body))
-    clock = Clock(seconds(5))  # the deadline clock has started over
+    clock = HandClock(seconds(5))  # the deadline clock has started over
     breaker = make(rules, clock)
     assert breaker.snapshot().cooldown_until_ns == seconds(65)
     clock.wait(61)
@@ -800,8 +783,8 @@ def test_another_process_stops_when_this_one_engages(tmp_path: Path) -> None:
 
 def test_faults_of_the_file_are_sentences(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no state_file"):
-        StateFile(RULES, clock=Clock(), wall_clock=lambda: NOW)
-    file = StateFile(BreakerSettings(state_file=str(tmp_path)), clock=Clock(), wall_clock=lambda: NOW)
+        StateFile(RULES, clock=HandClock(START_NS), wall_clock=lambda: NOW)
+    file = StateFile(BreakerSettings(state_file=str(tmp_path)), clock=HandClock(START_NS), wall_clock=lambda: NOW)
     with pytest.raises(StateFileFault, match="cannot be read"):
         file.read()
 

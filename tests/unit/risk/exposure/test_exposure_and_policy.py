@@ -9,7 +9,6 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
 
 from killswitch import risk
 from killswitch.core.modes import Mode
@@ -38,12 +37,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # between
 
 TABLE = PolicyDecisionTable()
 LONDON = zoneinfo.ZoneInfo("Europe/London")
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Any:
-    with capture_logs() as captured:
-        yield captured
 
 
 def seed_book() -> ExposureBook:

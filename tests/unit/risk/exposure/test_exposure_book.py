@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from structlog.testing import capture_logs
 
 from killswitch.risk.exposure.exposure_book import ExposureBook
 from killswitch.risk.exposure.exposure_figures import BookHolding, BookOrder
@@ -25,12 +24,6 @@ from killswitch.risk.exposure.policy_settings import UNGROUPED, ExposureSettings
 
 BAD_NUMBERS = [math.nan, math.inf, -math.inf, -1.0, "1", None, True, 2e15, 1e-40, Decimal("NaN"), 10**400]
 LT, MM = "LT", "MM_PURE"
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Any:
-    with capture_logs() as captured:
-        yield captured
 
 
 def book(equity: float | None = 1_000.0, **settings: Any) -> ExposureBook:

@@ -7,9 +7,7 @@ import threading
 from itertools import pairwise
 from typing import Any
 
-import pytest
 from prometheus_client import CollectorRegistry
-from structlog.testing import capture_logs
 
 from killswitch.core.modes import Mode
 from killswitch.risk.exposure.exposure_book import ExposureBook
@@ -17,12 +15,6 @@ from killswitch.risk.exposure.policy_monitor import PolicyDecision, PolicyMonito
 from killswitch.risk.exposure.policy_settings import RiskRules
 from killswitch.risk.exposure.policy_table import PolicyDecisionTable, PolicyMode
 from killswitch.risk.exposure.trading_session import AlwaysOpen, SessionMoment, unknown_moment
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Any:
-    with capture_logs() as captured:
-        yield captured
 
 
 class Desk:

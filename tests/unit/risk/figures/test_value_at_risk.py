@@ -25,6 +25,7 @@ from killswitch.risk.figures.value_at_risk import (
     parametric_es_usd,
     parametric_var_usd,
 )
+from tests.support.clock import HandClock
 
 MS = 1_000_000
 STEP_MS = 1_000
@@ -37,27 +38,17 @@ ROWS = st.lists(st.floats(-1e6, 1e6, allow_nan=False), min_size=2, max_size=120)
 CONFIDENCES = st.sampled_from([0.75, 0.9, 0.95, 0.975, 0.99, 0.999])
 
 
-class Clock:
-    """A clock that a test moves."""
-
-    def __init__(self) -> None:
-        self.now_ms = 5_000
-
-    def __call__(self) -> int:
-        return self.now_ms * MS
-
-
-def monitor_of(**changes: Any) -> tuple[ValueAtRiskMonitor, Clock]:
-    clock = Clock()
+def monitor_of(**changes: Any) -> tuple[ValueAtRiskMonitor, HandClock]:
+    clock = HandClock(5_000 * MS)
     return ValueAtRiskMonitor(ValueAtRiskSettings(**{**SMALL, **changes}), clock=clock), clock
 
 
-def play(monitor: ValueAtRiskMonitor, clock: Clock, tape: Mapping[str, list[float]]) -> None:
+def play(monitor: ValueAtRiskMonitor, clock: HandClock, tape: Mapping[str, list[float]]) -> None:
     """One price of every symbol, then one step of the clock."""
     for row in zip(*tape.values(), strict=True):
         for symbol, price in zip(tape, row, strict=True):
             monitor.on_price(symbol, price)
-        clock.now_ms += STEP_MS
+        clock.time_ns += STEP_MS * MS
 
 
 def walk(seed: int, steps: int, start: float = 100.0, deviation: float = 0.01) -> list[float]:
@@ -280,7 +271,7 @@ def test_nothing_held_is_nothing_at_risk() -> None:
 def test_a_stale_price_is_not_trusted() -> None:
     monitor, clock = monitor_of()
     play(monitor, clock, {"A": walk(1, 30)})
-    clock.now_ms += 1
+    clock.time_ns += 1 * MS
     assert_unknown(monitor, {"A": 1.0}, "known of A")
 
 
@@ -319,7 +310,7 @@ def test_a_clock_that_fails_or_goes_back_makes_ages_unknown() -> None:
     monitor, clock = monitor_of()
     play(monitor, clock, {"A": walk(1, 30)})
     assert monitor.figures({"A": 1.0}).trusted
-    clock.now_ms -= 100
+    clock.time_ns -= 100 * MS
     assert_unknown(monitor, {"A": 1.0}, "known of A")
     monitor.on_price("A", 100.0)
     assert monitor.figures({"A": 1.0}).trusted
@@ -410,7 +401,7 @@ def test_a_time_in_which_nothing_comes_pushes_nothing_out() -> None:
     monitor, clock = monitor_of()
     play(monitor, clock, {"A": walk(1, 30)})
     for _ in range(200):
-        clock.now_ms += STEP_MS
+        clock.time_ns += STEP_MS * MS
         monitor.figures({"A": 1.0})
     monitor.on_price("A", 100.0)
     assert monitor.figures({"A": 1.0}).trusted
@@ -423,7 +414,7 @@ def test_thousands_of_symbols() -> None:
     for _ in range(22):
         for number in range(count):
             monitor.on_price(f"S{number}", 100.0 + rng.random())
-        clock.now_ms += STEP_MS
+        clock.time_ns += STEP_MS * MS
     figures = monitor.figures({f"S{number}": 10.0 for number in range(count)})
     assert figures.trusted, figures.sentence
     assert figures.observations == 21
@@ -454,7 +445,7 @@ def test_prices_and_questions_from_many_threads() -> None:
         thread.start()
     for _ in range(300):
         monitor.on_price("A", 100.0 + rng.random())
-        clock.now_ms += STEP_MS
+        clock.time_ns += STEP_MS * MS
     for thread in threads[2:]:
         thread.join()
     stop.set()

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
-from structlog.testing import capture_logs
 
 from killswitch import cli
 from killswitch.clock import now_ns
@@ -24,12 +22,6 @@ from killswitch.routing.order_types import Order, Placed, Refused, VenueEvent, V
 
 NS = 1_000_000_000
 MINUTE_NS = 60 * NS
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Iterator[Any]:
-    with capture_logs() as captured:
-        yield captured
 
 
 def monitor(**changes: Any) -> RuntimeRiskMonitor:

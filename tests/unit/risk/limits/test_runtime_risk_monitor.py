@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
-from structlog.testing import capture_logs
 
 from killswitch import risk
 from killswitch.link.messages import CancelResult
@@ -28,12 +27,6 @@ from tests.support.eager import together
 
 NOW = "2026-01-31T09:30:00.123456Z"
 BAD_NUMBERS = [math.nan, math.inf, -math.inf, 0.0, -1.0, "1", None, True, pytest.param(10**400, id="huge")]
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Any:
-    with capture_logs() as captured:
-        yield captured
 
 
 def monitor(**changes: Any) -> RuntimeRiskMonitor:

@@ -16,7 +16,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
-from structlog.testing import capture_logs
 
 from killswitch.risk.limits import working_orders
 from killswitch.risk.limits.runtime_monitor import RuntimeRiskMonitor
@@ -25,12 +24,6 @@ from killswitch.risk.refusal import OrderRefused
 
 SYMBOLS = ("A", "B")
 MARKS = {"A": 1.3, "B": 0.7}
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Any:
-    with capture_logs() as captured:
-        yield captured
 
 
 def monitor(**changes: Any) -> RuntimeRiskMonitor:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
-from structlog.testing import capture_logs
 
 from killswitch.risk import CircuitBreaker, ProcessLimits, RiskLimitsFile
 from killswitch.risk.breaker.breaker_settings import BreakerSettings
@@ -16,12 +15,6 @@ from killswitch.risk.exposure.policy_table import PolicyDecisionTable
 from killswitch.risk.exposure.trading_session import AlwaysOpen
 
 S = 1_000_000_000
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Any:
-    with capture_logs() as captured:
-        yield captured
 
 
 class Desk:

@@ -11,19 +11,12 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
 
 from killswitch import risk
 from killswitch.risk.pretrade import PreTradeControls, PretradeOrder, PretradeRule
 from killswitch.risk.pretrade.pretrade_settings import PreTradeSettings
 from killswitch.risk.refusal import OrderRefused
 from tests.support.pretrade_rig import DAY, HEALTHY, MS, Rig
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Any:
-    with capture_logs() as captured:
-        yield captured
 
 
 def test_the_package_names_the_controls() -> None:

@@ -10,19 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
-from structlog.testing import capture_logs
 
 from killswitch.risk.pretrade import PreTradeControls
 from killswitch.risk.pretrade.message_throttle import most_in_a_second
 from killswitch.risk.pretrade.pretrade_settings import PreTradeSettings
 from tests.support.pretrade_rig import DAY, HEALTHY, MS, Rig, S
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Any:
-    with capture_logs() as captured:
-        yield captured
-
 
 # ---- permitted symbols
 

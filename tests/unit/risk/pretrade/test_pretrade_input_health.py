@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
-from structlog.testing import capture_logs
 
 from killswitch.risk.limits.runtime_monitor import RuntimeRiskMonitor
 from killswitch.risk.pretrade import PreTradeControls, PretradeOrder, PretradeRule
@@ -19,12 +18,6 @@ from killswitch.risk.refusal import OrderRefused
 from killswitch.settings.settings_file import RiskFileError, read_settings_file
 
 MS = 1_000_000
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Any:
-    with capture_logs() as captured:
-        yield captured
 
 
 class Own(PretradeRule):

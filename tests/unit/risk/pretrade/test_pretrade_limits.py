@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
-from structlog.testing import capture_logs
 
 from killswitch.risk.limits.limit_schedule import SESSION_LOOK_MS, LimitSchedule, LimitScheduleSettings
 from killswitch.risk.limits.limits import RiskLimits
@@ -19,12 +18,6 @@ from killswitch.risk.limits.runtime_monitor import RuntimeRiskMonitor, create_ri
 from killswitch.risk.limits.warning_ladder import STEPS_PCT, LimitWarning, WarningLadder
 
 MS = 1_000_000
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Any:
-    with capture_logs() as captured:
-        yield captured
 
 
 def monitor(**changes: Any) -> RuntimeRiskMonitor:

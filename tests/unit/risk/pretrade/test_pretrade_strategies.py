@@ -8,16 +8,9 @@ import math
 from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
 
 from killswitch.risk.pretrade.order_strategies import OrderStrategies
 from tests.support.pretrade_rig import Rig
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Any:
-    with capture_logs() as captured:
-        yield captured
 
 
 class Desk(enum.StrEnum):

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import yaml
 from prometheus_client import CollectorRegistry
-from structlog.testing import capture_logs
 
 from killswitch.risk import ProcessLimits
 from killswitch.risk.events import FreezeEvent
@@ -32,12 +31,6 @@ LIMITS: dict[str, Any] = {
     },
 }
 DAY = dt.date(2026, 1, 30)
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Iterator[Any]:
-    with capture_logs() as captured:
-        yield captured
 
 
 class Desk:
