@@ -16,12 +16,20 @@ user name or password (``@ : / ? # %``) is percent-encoded.
 
 from __future__ import annotations
 
+import ipaddress
+import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 PORT_MAX = 65_535
+
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
+# A name or an IPv4 address; whether there is such a host only the network can tell.
+_HOST = re.compile(r"[^\s\x00-\x1f\x7f\\/?#@:\[\]]+")
+_IPV6_HOST = re.compile(r"\[([0-9A-Fa-f:.]+)(%[\w.~-]+)?\]")
 
 FORMS = (
     "etcd://HOST:PORT,HOST:PORT, redis://HOST:PORT, redis+sentinel://HOST:PORT,HOST:PORT/NAME, "
@@ -125,13 +133,7 @@ def parse_store_url(url: str) -> StoreUrl:
     Raises:
         ValueError: not understood, or a file cannot be read. The sentence says what to write and repeats no secret.
     """
-    if "://" not in url:
-        # Not repeated: what somebody put here by mistake may be a password.
-        raise ValueError(f"the URL of a store begins with a scheme and '://'; write {FORMS}")
-    try:
-        parts = urlsplit(url)
-    except ValueError as error:
-        raise ValueError(f"the URL of a store cannot be read ({error}); write {FORMS}") from None
+    parts = _split(url)
     scheme = _SCHEMES.get(parts.scheme)
     if scheme is None:
         raise ValueError(f"{parts.scheme}:// is no store that is known here; write {FORMS}")
@@ -139,8 +141,8 @@ def parse_store_url(url: str) -> StoreUrl:
         raise ValueError(f"the {parts.scheme} store takes nothing after '#' (write %23); write {scheme.example}")
     options = _options(parts, scheme)
     if scheme.default_port is None:
-        return StoreUrl(scheme=parts.scheme, path=unquote(parts.netloc + parts.path))
-    credentials, _, servers = parts.netloc.rpartition("@")
+        return StoreUrl(scheme=parts.scheme, path=unquote(parts.authority + parts.path))
+    credentials, _, servers = parts.authority.rpartition("@")
     return StoreUrl(
         scheme=parts.scheme,
         servers=_servers(parts.scheme, servers, scheme, scheme.default_port),
@@ -162,7 +164,34 @@ def without_secrets(url: str) -> str:
     return f"{scheme}://{'***@' if at else ''}{shown}"
 
 
-def _options(parts: SplitResult, scheme: _Scheme) -> dict[str, str]:
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """A URL in its five parts, as RFC 3986 divides it, still encoded."""
+
+    scheme: str
+    authority: str
+    path: str
+    query: str
+    fragment: str
+
+
+def _split(url: str) -> _Parts:
+    """Divide a URL at its marks.
+
+    Not by ``urllib``: what it takes for an authority differs between patch versions of Python, and in none of them does
+    it know a list of hosts.
+    """
+    scheme, separator, rest = url.strip().partition("://")
+    if not separator or not _SCHEME.fullmatch(scheme.lower()):
+        # Not repeated: what somebody put here by mistake may be a password.
+        raise ValueError(f"the URL of a store begins with a scheme and '://'; write {FORMS}")
+    rest, _, fragment = rest.partition("#")
+    rest, _, query = rest.partition("?")
+    authority, slash, path = rest.partition("/")
+    return _Parts(scheme.lower(), authority, slash + path, query, fragment)
+
+
+def _options(parts: _Parts, scheme: _Scheme) -> dict[str, str]:
     options: dict[str, str] = {}
     try:
         pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
@@ -183,20 +212,31 @@ def _servers(name: str, written: str, scheme: _Scheme, default_port: int) -> tup
     servers = []
     for server in written.split(","):
         try:
-            split = urlsplit(f"//{server}")
-            host, port = split.hostname, split.port
+            servers.append(_server(server, default_port))
         except ValueError:
-            host, port = None, None
-        if not host or (port is not None and not 0 < port <= PORT_MAX):
-            raise ValueError(f"{server!r} is not the address of {scheme.server}; write {scheme.example}")
-        shown_host = f"[{host}]" if ":" in host else host
-        servers.append(f"{shown_host}:{port or default_port}")
+            raise ValueError(f"{server!r} is not the address of {scheme.server}; write {scheme.example}") from None
     if scheme.one_server and len(servers) > 1:
         raise ValueError(
             f"a {name} URL names one server, and this one names {len(servers)}; several belong to Sentinel: write "
             "redis+sentinel://HOST:PORT,HOST:PORT/NAME"
         )
     return tuple(servers)
+
+
+def _server(written: str, default_port: int) -> str:
+    """``host:port`` of one server; raises ``ValueError``."""
+    host, colon, port = written.rpartition(":")
+    if not colon or port.endswith("]"):
+        host, port = written, ""
+    if ipv6 := _IPV6_HOST.fullmatch(host):
+        ipaddress.IPv6Address(ipv6[1])
+    elif not _HOST.fullmatch(unicodedata.normalize("NFKC", host)):
+        raise ValueError("no host")
+    if port and not (port.isascii() and port.isdecimal() and 0 < int(port) <= PORT_MAX):
+        raise ValueError("no port")
+    # What follows a percent sign is the name of a network interface, which keeps its case.
+    host, percent, interface = host.partition("%")
+    return f"{host.lower()}{percent}{interface}:{int(port or default_port)}"
 
 
 def _login(name: str, credentials: str, options: Mapping[str, str], prefix: str) -> Login | None:

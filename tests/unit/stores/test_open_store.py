@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from killswitch.stores import Store, open_store
 from killswitch.stores.etcd.store import EtcdStore
@@ -49,7 +51,16 @@ def test_memory_urls_of_one_name_share_their_data() -> None:
         ("", "write etcd://HOST:PORT"),
         ("h1:2379", "write etcd://HOST:PORT"),
         ("mysql://h1", "mysql:// is no store that is known here; write etcd://"),
-        ("etcd://[::1", "cannot be read"),
+        ("etcd://[::1", "'\\[::1' is not the address of an etcd server; write etcd://HOST:PORT"),
+        ("etcd://h1,[::1", "'\\[::1' is not the address"),
+        ("etcd://::1", "'::1' is not the address"),
+        ("etcd://[::1]]:7", "'\\[::1\\]\\]:7' is not the address"),
+        ("etcd://[1.2.3.4]:7", "'\\[1.2.3.4\\]:7' is not the address"),
+        ("etcd://[h1]:7", "'\\[h1\\]:7' is not the address"),
+        ("etcd://[::1]7", "'\\[::1\\]7' is not the address"),
+        ("etcd://h1\n:7", "is not the address"),
+        ("etcd://h 1", "'h 1' is not the address"),
+        ("etcd://h\uff0f1", "is not the address"),
         ("etcd://", "'' is not the address of an etcd server; write etcd://HOST:PORT"),
         ("etcd://h1,,h2", "'' is not the address"),
         ("etcd://h1:port", "'h1:port' is not the address"),
@@ -93,6 +104,7 @@ def test_a_bad_url_is_refused_with_what_to_write(url: str, said: str) -> None:
         "zookeeper://me:secret@h1#x",
         "me:secret@h1",
         "redis://me:secret@[h1",
+        "me:secret@h1://x",
     ],
 )
 def test_a_password_in_a_url_is_not_repeated(url: str) -> None:
@@ -124,6 +136,48 @@ def test_a_url_is_understood_as_a_whole(tmp_path: Path) -> None:
     for shown in (repr(url), repr(in_url), in_url.address):
         assert "cret" not in shown
         assert "p:q" not in shown
+
+
+SERVERS_BY_SCHEME = {
+    "etcd": 2379,
+    "redis+sentinel": 26_379,
+    "rediss+sentinel": 26_379,
+    "zookeeper": 2181,
+    "zookeeper+tls": 2281,
+    "etcds": 2379,
+}
+HOSTS = st.one_of(
+    st.from_regex(r"[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?(\.[a-z]{2,5})?", fullmatch=True),
+    st.ip_addresses(v=4).map(str),
+    st.ip_addresses(v=6).map(lambda address: f"[{address}]"),
+)
+LISTS = st.lists(st.tuples(HOSTS, st.none() | st.integers(1, 65_535)), min_size=1, max_size=5)
+
+
+@given(scheme=st.sampled_from(sorted(SERVERS_BY_SCHEME)), hosts=LISTS, login=st.sampled_from(["", "me:se%5Bcret@"]))
+def test_every_list_of_hosts_is_understood_and_shown_as_it_was_written(
+    scheme: str, hosts: list[tuple[str, int | None]], login: str
+) -> None:
+    """Names, IPv4 and IPv6, with ports and without, in any order: urllib knows no lists of them."""
+    written = ",".join(host if port is None else f"{host}:{port}" for host, port in hosts)
+    url = parse_store_url(f"{scheme}://{login}{written}/main")
+    assert url.servers == tuple(f"{host}:{port or SERVERS_BY_SCHEME[scheme]}" for host, port in hosts)
+    assert url.path == "/main"
+    again = parse_store_url(url.address)
+    assert (again.scheme, again.servers, again.path) == (url.scheme, url.servers, url.path)
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss"])
+@given(host=HOSTS, port=st.integers(1, 65_535))
+def test_a_single_host_of_any_kind_is_understood(scheme: str, host: str, port: int) -> None:
+    """As above, for the schemes that name one server."""
+    assert parse_store_url(f"{scheme}://{host}:{port}/3").servers == (f"{host}:{port}",)
+
+
+def test_a_url_keeps_its_meaning_in_odd_clothes() -> None:
+    """Capitals in scheme and host mean nothing, the name of an interface keeps them, and a line's end is no part."""
+    url = parse_store_url(" ETCD://H1:1,[FE80::1%Eth0]\n")
+    assert url.servers == ("h1:1", "[fe80::1%Eth0]:2379")
 
 
 @pytest.mark.parametrize("bad", [{"request_timeout_ms": 0}, {"backoff_cap_ms": -1}])
