@@ -29,7 +29,7 @@ OK, NOTE, WARNING, FAULT = Severity.OK, Severity.NOTE, Severity.WARNING, Severit
 
 
 def server_findings(seen: StoreSeen) -> list[Finding]:
-    """Judge what a server tells of itself, under the names that ``killswitch/stores/_*_inspect.py`` give it."""
+    """Judge what a server tells of itself, under the names that its store gives it (``server_settings``)."""
     scheme = seen.address.partition("://")[0]
     told = {name: value for name, value in seen.settings.items() if not value.startswith(UNKNOWN)}
     if scheme in ETCD:

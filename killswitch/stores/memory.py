@@ -7,24 +7,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 from killswitch import clock
-from killswitch.stores._mailbox import MailboxWatch
-from killswitch.stores._requests import check_commit, check_key, check_ttl, check_value, conflict
-from killswitch.stores.port import (
-    Conflict,
-    Entry,
-    Guarantees,
-    LeaseLost,
-    OnChange,
-    OnGap,
-    StoreUnavailable,
-)
+from killswitch.stores.front import LeaseFront, OpenWatch, StoreFront, conflict
+from killswitch.stores.port import Entry, Guarantees, OnChange, OnGap
+from killswitch.stores.timing import NANOSECONDS_PER_MS, NANOSECONDS_PER_S
+from killswitch.stores.watching import MailboxWatch
 
-NANOSECONDS_PER_MS = 1_000_000
-NANOSECONDS_PER_S = 1_000_000_000
 LEASE_SLACK_MS = 250
 # With a clock that a test moves by hand, real time says nothing about when a lease runs out: look this often.
 EXPIRY_LOOK_EVERY_S = 0.02
@@ -83,7 +72,7 @@ class _Data:
         with self._lock:
             self._expire()
             self._check_expected(address, expect)
-            present = [key for key in dict.fromkeys(deletes) if key in self._cells]
+            present = [key for key in deletes if key in self._cells]
             if puts or present:
                 self._version += 1
             for key, value in puts.items():
@@ -128,10 +117,9 @@ class _Data:
             self._watches.append(watch)
             watch.post_gap()
 
-    def unsubscribe(self, watch: MailboxWatch) -> None:
+    def unsubscribe(self, watch: OpenWatch) -> None:
         with self._lock:
-            if watch in self._watches:
-                self._watches.remove(watch)
+            self._watches = [kept for kept in self._watches if kept is not watch]
 
     def expire_and_tell(self) -> float | None:
         """Remove what has expired; returns the longest time in seconds after which to look again."""
@@ -181,36 +169,24 @@ _data_by_name: dict[str, _Data] = {}
 _data_by_name_lock = threading.Lock()
 
 
-class MemoryLease:
+class MemoryLease(LeaseFront):
     """A lease of :class:`MemoryStore`."""
 
     def __init__(self, store: MemoryStore, key: str, lease_id: int, version: int) -> None:
+        super().__init__(key, version, store.address)
         self._store = store
-        self._key = key
         self._lease_id = lease_id
-        self._version = version
 
-    @property
-    def key(self) -> str:
-        """The leased key."""
-        return self._key
+    def _keep_alive(self, what: str) -> str:
+        del what
+        return "" if self._store.open_data().keep_alive(self._lease_id) else "has run out"
 
-    @property
-    def version(self) -> int:
-        """Version of the leased key as it was created."""
-        return self._version
-
-    def keep_alive(self) -> None:
-        """Start the time to live anew; raises as the port says."""
-        if not self._store.open_data().keep_alive(self._lease_id):
-            raise LeaseLost(f"the lease of {self._key!r} at {self._store.address} has run out")
-
-    def release(self) -> None:
-        """Delete the key now; a lease that is gone is no error."""
+    def _release(self, what: str) -> None:
+        del what
         self._store.open_data().release(self._lease_id)
 
 
-class MemoryStore:
+class MemoryStore(StoreFront):
     """The port in this process's memory. Stores of the same name share their data as long as the process lives.
 
     Args:
@@ -226,79 +202,41 @@ class MemoryStore:
             self._data = _data_by_name.setdefault(name, _Data(now_ns))
         if self._data.now_ns is not now_ns:
             raise ValueError(f"memory://{name} is in use with another clock; pass the same one, or use another name")
-        self._address = f"memory://{name}"
-        self._lock = threading.Lock()
-        self._watches: set[MailboxWatch] = set()
-        self._closed = False
-
-    @property
-    def guarantees(self) -> Guarantees:
-        """Declared facts about this store."""
-        return GUARANTEES
-
-    @property
-    def address(self) -> str:
-        """The URL."""
-        return self._address
+        super().__init__(f"memory://{name}", GUARANTEES)
 
     def open_data(self) -> _Data:
         """The shared data; raises :class:`StoreUnavailable` when this store has been closed."""
         if self._closed:
-            raise StoreUnavailable(f"the store at {self._address} has been closed")
+            raise self._closed_error()
         return self._data
 
-    def read(self, key: str) -> Entry | None:
-        """The newest value, or ``None``; raises as the port says."""
-        check_key(key)
+    def _read(self, key: str, what: str) -> Entry | None:
+        del what
         return self.open_data().read(key)
 
-    def scan(self, prefix: str) -> list[Entry]:
-        """All entries below ``prefix``, sorted by key; raises as the port says."""
+    def _scan(self, prefix: str, what: str) -> list[Entry]:
+        del what
         return self.open_data().scan(prefix)
 
-    def commit(self, expect: Mapping[str, int | None], puts: Mapping[str, bytes], deletes: Sequence[str] = ()) -> int:
-        """Write all or nothing; raises as the port says, and ``ValueError`` for a request that makes no sense."""
-        check_commit(expect, puts, deletes, self._address)
+    def _commit(
+        self, expect: Mapping[str, int | None], puts: Mapping[str, bytes], deletes: Sequence[str], what: str
+    ) -> int:
+        del what
         return self.open_data().commit(self._address, expect, puts, deletes)
 
-    def hold(self, key: str, value: bytes, ttl_ms: int) -> MemoryLease:
-        """Create ``key`` under a lease; raises as the port says."""
-        check_key(key)
-        check_value(key, value, self._address)
-        check_ttl(ttl_ms)
-        try:
-            lease_id, version = self.open_data().hold(self._address, key, value, ttl_ms)
-        except Conflict:
-            raise Conflict(f"the store at {self._address} has {key!r} already, so it cannot be held") from None
+    def _hold(self, key: str, value: bytes, ttl_ms: int, what: str) -> MemoryLease:
+        del what
+        lease_id, version = self.open_data().hold(self._address, key, value, ttl_ms)
         return MemoryLease(self, key, lease_id, version)
 
-    def watch(self, prefix: str, on_change: OnChange, on_gap: OnGap) -> MailboxWatch:
-        """Subscribe, on a thread of the watch's own; as the port says."""
-        data = self.open_data()
-        watch = MailboxWatch(prefix, on_change, on_gap, on_close=self._forget, before_wait=data.expire_and_tell)
-        with self._lock:
-            self._watches.add(watch)
-        data.subscribe(watch)
-        watch.start()
+    def _new_watch(self, prefix: str, on_change: OnChange, on_gap: OnGap) -> MailboxWatch:
+        watch = MailboxWatch(prefix, on_change, on_gap, on_close=self._forget, before_wait=self._data.expire_and_tell)
+        self._data.subscribe(watch)
         return watch
 
-    def close(self) -> None:
-        """End all watches of this store. The data stays, for the others of its name."""
-        self._closed = True
-        with self._lock:
-            watches = list(self._watches)
-        for watch in watches:
-            watch.close()
+    def _disconnect(self) -> None:
+        """The data stays, for the others of its name."""
 
-    def _forget(self, watch: MailboxWatch) -> None:
+    def _forget(self, watch: OpenWatch) -> None:
         self._data.unsubscribe(watch)
-        with self._lock:
-            self._watches.discard(watch)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        super()._forget(watch)

@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
-from killswitch.stores._mailbox import MailboxWatch
 from killswitch.stores.port import (
     Entry,
     Guarantees,
@@ -31,6 +30,7 @@ from killswitch.stores.port import (
     StoreUnavailable,
     Watch,
 )
+from killswitch.stores.watching import MailboxWatch
 
 MILLISECONDS_PER_S = 1_000
 

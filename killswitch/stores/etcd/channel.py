@@ -11,7 +11,7 @@ A call whose token is refused did not happen either, so it is made once more wit
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict, TypeVar
 
 import grpc
@@ -19,11 +19,12 @@ import structlog
 from pyetcd import etcdrpc
 
 from killswitch import clock
-from killswitch.stores._timing import Deadline
 from killswitch.stores.etcd import failures
 from killswitch.stores.etcd import tls as tls_files
 from killswitch.stores.etcd.login import REQUIRE_LEADER, Metadata, TokenKeeper
+from killswitch.stores.front import closed_sentence, unknown
 from killswitch.stores.port import OutcomeUnknown, StoreForbidden, StoreUnavailable
+from killswitch.stores.timing import Deadline, in_turn
 from killswitch.stores.urls import TlsFiles
 
 R = TypeVar("R")
@@ -215,14 +216,12 @@ class EtcdTransport:
         """
         deadline = deadline or self.deadline()
         failure: grpc.RpcError | None = None
-        for link, share in self._attempts(repeat_only=True):
+        for link, within in in_turn(self._links, deadline, first=self._current, single_twice=True):
             alone = len(self._links) == 1
             if failure is not None and alone and failures.never_sent(failure) and not link.take_up_renewed_files():
                 break  # nobody listens there, and asking again at once would not change it
-            if deadline.remaining_s() <= 0:
-                break
             try:
-                answer = self._call(link, call, deadline.share(share))
+                answer = self._call(link, call, within)
             except grpc.RpcError as error:
                 failure = error
                 self._failed(link, error, what)
@@ -245,11 +244,9 @@ class EtcdTransport:
         """
         deadline = deadline or self.deadline()
         failure: grpc.RpcError | None = None
-        for link, share in self._attempts(repeat_only=False):
-            if deadline.remaining_s() <= 0:
-                break
+        for link, within in in_turn(self._links, deadline, first=self._current):
             try:
-                return self._write_over(link, call, deadline, share)
+                return self._write_over(link, call, within, deadline)
             except _NotSent as not_sent:
                 failure = not_sent.cause
                 self._failed(link, failure, what)
@@ -260,9 +257,7 @@ class EtcdTransport:
                         "only a read can tell"
                     ) from error
                 self._failed(link, error, what)
-                raise OutcomeUnknown(
-                    f"{self._sentence(what, error)}; it may have happened, and only a read can tell"
-                ) from error
+                raise unknown(self._sentence(what, error)) from error
             except ValueError as error:
                 self._check_open(error)
         raise StoreUnavailable(self._sentence(what, failure))
@@ -285,14 +280,20 @@ class EtcdTransport:
                 raise
         return call(link, self._how(link, deadline))
 
-    def _write_over(self, link: Link, call: Call[R], deadline: Deadline, share: float) -> R:
-        """One write over one link; raises :class:`_NotSent` when it certainly did not happen."""
-        part = deadline.share(share)
+    def _write_over(self, link: Link, call: Call[R], within: Deadline, deadline: Deadline) -> R:
+        """One write over one link; raises :class:`_NotSent` when it certainly did not happen.
+
+        Args:
+            link: the server.
+            call: the write.
+            within: time to find out whether the server answers; another may be asked after it.
+            deadline: of the write itself, after which nobody else is asked.
+        """
         try:
             if not link.proven:
-                self._call(link, probe, part)
+                self._call(link, probe, within)
                 link.proven = True
-            token = self._token(link, part)
+            token = self._token(link, within)
         except grpc.RpcError as error:
             raise _NotSent(error) from error
         for last_try in (False, True):
@@ -327,24 +328,6 @@ class EtcdTransport:
         self._tokens.reject(how["metadata"][len(REQUIRE_LEADER) :])
         return True
 
-    def _attempts(self, *, repeat_only: bool) -> Iterator[tuple[Link, float]]:
-        """The links to try and the share of the remaining time for each, beginning with the current one.
-
-        With ``repeat_only`` a single server is tried twice: its connection may have died unseen, which the first
-        attempt finds out at once.
-        """
-        with self._lock:
-            start = self._current
-        ordered = [*self._links[start:], *self._links[:start]]
-        if len(ordered) == 1:
-            yield ordered[0], 1.0
-            if repeat_only:
-                yield ordered[0], 1.0
-            return
-        for position, link in enumerate(ordered):
-            # Half of what is left, so that a server that hangs leaves time to ask another.
-            yield link, 1.0 if position == len(ordered) - 1 else 0.5
-
     def _failed(self, link: Link, error: grpc.RpcError, what: str) -> None:
         """Note a failure and move on to the next server; raises :class:`StoreForbidden` when that is pointless."""
         link.proven = False
@@ -362,7 +345,7 @@ class EtcdTransport:
 
     def _sentence(self, what: str, failure: grpc.RpcError | None) -> str:
         if self._closed:
-            return f"the store at {self.address} has been closed, so {what} cannot be done"
+            return closed_sentence(self.address, what)
         if failure is not None and failures.is_out_of_space(failure):
             return f"{full_sentence(self.address, what)}; it was not done"
         why = "no time was left" if failure is None else self._shown(failure)

@@ -1,7 +1,7 @@
 """A real etcd for one machine, started and ended with the process that opens it: ``embedded:///directory``.
 
 The first process to open a directory owns it: it holds a lock on ``owner.lock`` and a guard process that runs etcd
-(see ``_etcd_guard``). Everybody else who opens the same directory attaches as a client, through the file ``endpoint``
+(see ``guard``). Everybody else who opens the same directory attaches as a client, through the file ``endpoint``
 that the guard writes, and loses the store when the owner ends. etcd listens on the loopback interface only, and
 anybody on the machine may connect to it.
 """
@@ -159,21 +159,12 @@ class EmbeddedStore(EtcdStore):
         except BaseException:
             self._end_ownership()
             raise
+        self._address = f"embedded://{self._directory}"
         try:
             self._guarantees = self._wait_until_it_serves(deadline_s)
         except BaseException:
             self.close()
             raise
-
-    @property
-    def guarantees(self) -> Guarantees:
-        """Those of etcd, with a note about a single server."""
-        return self._guarantees
-
-    @property
-    def address(self) -> str:
-        """The URL."""
-        return f"embedded://{self._directory}"
 
     @property
     def client_url(self) -> str:
@@ -197,9 +188,8 @@ class EmbeddedStore(EtcdStore):
         """Whether the server ends with this store, rather than with that of another process."""
         return self._ownership is not None
 
-    def close(self) -> None:
-        """End all watches and connections and, when this store is the owner, the server."""
-        super().close()
+    def _disconnect(self) -> None:
+        super()._disconnect()
         self._end_ownership()
 
     def _join(self, deadline_s: float) -> dict[str, Any]:
@@ -231,7 +221,7 @@ class EmbeddedStore(EtcdStore):
         note = f"One etcd {version} on this machine: its commits survive a crash, but not the loss of the disk."
         if version in FORGETFUL_VERSIONS:
             note += " This version can forget confirmed commits when killed under load; put a newer etcd on PATH."
-        return dataclasses.replace(super().guarantees, note=f"{note} {super().guarantees.note}")
+        return dataclasses.replace(self._guarantees, note=f"{note} {self._guarantees.note}")
 
     def _read_endpoint(self) -> dict[str, Any] | None:
         """The endpoint file, unless it is absent or of a guard that is no more."""

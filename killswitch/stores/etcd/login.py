@@ -14,8 +14,8 @@ import grpc
 from pyetcd import etcdrpc
 
 from killswitch import clock
-from killswitch.stores._timing import NANOSECONDS_PER_S
 from killswitch.stores.etcd import failures
+from killswitch.stores.timing import NANOSECONDS_PER_S
 from killswitch.stores.urls import Login
 
 Metadata = tuple[tuple[str, str], ...]

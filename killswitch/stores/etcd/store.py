@@ -1,45 +1,36 @@
 """The port on etcd, version 3.4 or newer, over gRPC channels of our own.
 
 etcd fits the port closely: a version is the revision that a key was last modified at, a commit is a transaction that
-compares those, a lease is a lease. What needed care is in the private modules: whether a failed write can have
-happened (``_etcd_channel``, ``_etcd_failures``), watches that notice silence (``_etcd_watch``), certificates
-(``_etcd_tls``) and passwords (``_etcd_login``).
+compares those, a lease is a lease. What needed care is in the other modules of this folder: whether a failed
+write can have happened (``channel``, ``failures``), watches that notice silence (``watch``), certificates (``tls``) and
+passwords (``login``).
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from google.protobuf.unknown_fields import UnknownFieldSet
 from pyetcd import etcdrpc
 
 from killswitch import clock
-from killswitch.stores._requests import check_commit, check_key, check_ttl, check_value, conflict, named
-from killswitch.stores._timing import MILLISECONDS_PER_S, Deadline
 from killswitch.stores.etcd import channel as wire
-from killswitch.stores.etcd import failures, inspect
+from killswitch.stores.etcd import failures
 from killswitch.stores.etcd.login import TokenKeeper
-from killswitch.stores.etcd.watch import (
-    PROGRESS_EVERY_MS,
-    EtcdWatch,
-    WatchSettings,
-    key_bytes,
-    key_text,
-    prefix_range,
-)
+from killswitch.stores.etcd.watch import PROGRESS_EVERY_MS, EtcdWatch, EtcdWatchSettings, prefix_range
+from killswitch.stores.front import LeaseFront, StoreFront, conflict, key_bytes, key_text
 from killswitch.stores.port import (
     Conflict,
     Entry,
     Guarantees,
-    LeaseLost,
     OnChange,
     OnGap,
     StoreError,
     StoreForbidden,
     StoreUnavailable,
 )
+from killswitch.stores.timing import MILLISECONDS_PER_S, Deadline
 from killswitch.stores.urls import Login, TlsFiles
 
 # etcd counts leases in whole seconds (up to 1 s more), grants none below 1.5 election time-outs (2 s by default),
@@ -57,30 +48,24 @@ GUARANTEES = Guarantees(
 )
 
 
-class EtcdLease:
+ALARM_NAMES = {etcdrpc.AlarmType.Value(name): name for name in etcdrpc.AlarmType.keys()}  # noqa: SIM118 - no mapping
+
+IS_LEARNER = 5
+"""Number of the field ``isLearner`` of ``etcdserverpb.Member``, since etcd 3.4."""
+
+
+class EtcdLease(LeaseFront):
     """A lease of :class:`EtcdStore`."""
 
     def __init__(self, transport: wire.EtcdTransport, key: str, lease_id: int, version: int) -> None:
+        super().__init__(key, version, f"etcd {transport.address}")
         self._transport = transport
-        self._key = key
         self._lease_id = lease_id
-        self._version = version
 
-    @property
-    def key(self) -> str:
-        """The leased key."""
-        return self._key
+    def _keep_alive(self, what: str) -> str:
+        """Lost also when the key is no longer this lease's: deleted, or written over by somebody.
 
-    @property
-    def version(self) -> int:
-        """Version of the leased key as it was created."""
-        return self._version
-
-    def keep_alive(self) -> None:
-        """Start the time to live anew; raises as the port says.
-
-        :class:`LeaseLost` also when the key is no longer this lease's: deleted, or written over by somebody. The look
-        at the key is a linearizable read, so an old leader that is cut off cannot answer for the new one.
+        The look at the key is a linearizable read, so an old leader that is cut off cannot answer for the new one.
         """
         request = etcdrpc.LeaseKeepAliveRequest(ID=self._lease_id)
         look = etcdrpc.RangeRequest(key=key_bytes(self._key), keys_only=True)
@@ -95,21 +80,18 @@ class EtcdLease:
                 raise
             return int(kept.TTL), looking.result().kvs
 
-        ttl_s, found = self._transport.ask(ask_both, f"keeping the lease of {self._key!r} alive")
+        ttl_s, found = self._transport.ask(ask_both, what)
         if ttl_s <= 0:
-            raise LeaseLost(f"the lease of {self._key!r} at etcd {self._transport.address} has run out")
+            return "has run out"
         if not found or found[0].mod_revision != self._version:
-            done = "written over" if found else "deleted"
-            raise LeaseLost(
-                f"{self._key!r} at etcd {self._transport.address} was {done}, so its lease holds it no more"
-            )
+            return f"holds it no more: it was {'written over' if found else 'deleted'}"
+        return ""
 
-    def release(self) -> None:
-        """Delete the key now; a lease that is gone is no error."""
-        _revoke(self._transport, self._lease_id, f"releasing the lease of {self._key!r}", self._transport.deadline())
+    def _release(self, what: str) -> None:
+        _revoke(self._transport, self._lease_id, what, self._transport.deadline())
 
 
-class EtcdStore:
+class EtcdStore(StoreFront):
     """The port on an etcd cluster. Opening one sends nothing; the first call connects.
 
     Args:
@@ -146,68 +128,44 @@ class EtcdStore:
             )
 
         tokens = TokenKeeper(login, now_ns) if login else None
-        self._scheme = "etcds" if tls else "etcd"
+        super().__init__(f"{'etcds' if tls else 'etcd'}://{','.join(addresses)}", GUARANTEES)
         self._transport = wire.EtcdTransport(
             addresses, request_timeout_ms=request_timeout_ms, dial=dial, tls=tls, tokens=tokens, now_ns=now_ns
         )
-        self._watch_settings = WatchSettings(
-            addresses=tuple(addresses),
-            open_channel=dial,
+        self._watch_settings = EtcdWatchSettings(
+            servers=tuple(addresses),
+            request_timeout_ms=request_timeout_ms,
             backoff_cap_ms=backoff_cap_ms,
-            login_timeout_ms=request_timeout_ms,
+            alive_every_ms=progress_every_ms,
+            now_ns=now_ns,
+            open_channel=dial,
             tokens=tokens,
             tls=tls is not None,
-            progress_every_ms=progress_every_ms,
-            now_ns=now_ns,
         )
-        self._lock = threading.Lock()
-        self._watches: set[EtcdWatch] = set()
-        self._closed = False
 
-    @property
-    def guarantees(self) -> Guarantees:
-        """Declared facts about this store."""
-        return GUARANTEES
-
-    @property
-    def address(self) -> str:
-        """The URL."""
-        return f"{self._scheme}://{self._transport.address}"
-
-    def read(self, key: str) -> Entry | None:
-        """The newest value, or ``None``; raises as the port says."""
-        check_key(key)
-        found = self._range(etcdrpc.RangeRequest(key=key_bytes(key)), f"reading {key!r}")
+    def _read(self, key: str, what: str) -> Entry | None:
+        found = self._range(etcdrpc.RangeRequest(key=key_bytes(key)), what)
         return found[0] if found else None
 
-    def scan(self, prefix: str) -> list[Entry]:
-        """All entries below ``prefix``, sorted by key; raises as the port says."""
+    def _scan(self, prefix: str, what: str) -> list[Entry]:
         first, end = prefix_range(prefix)
         # etcd returns a range in the order of its keys; UTF-8 keeps the order of code points.
-        return self._range(etcdrpc.RangeRequest(key=first, range_end=end), f"scanning {prefix!r}")
+        return self._range(etcdrpc.RangeRequest(key=first, range_end=end), what)
 
-    def commit(self, expect: Mapping[str, int | None], puts: Mapping[str, bytes], deletes: Sequence[str] = ()) -> int:
-        """Write all or nothing; raises as the port says, and ``ValueError`` for a request that makes no sense."""
-        check_commit(expect, puts, deletes, self._transport.address)
+    def _commit(
+        self, expect: Mapping[str, int | None], puts: Mapping[str, bytes], deletes: Sequence[str], what: str
+    ) -> int:
         operations = [
             etcdrpc.RequestOp(request_put=etcdrpc.PutRequest(key=key_bytes(key), value=value))
             for key, value in puts.items()
         ]
         operations += [
-            etcdrpc.RequestOp(request_delete_range=etcdrpc.DeleteRangeRequest(key=key_bytes(key)))
-            for key in dict.fromkeys(deletes)
+            etcdrpc.RequestOp(request_delete_range=etcdrpc.DeleteRangeRequest(key=key_bytes(key))) for key in deletes
         ]
-        return self._transact(expect, operations, f"a commit to {named([*puts, *deletes, *expect])}", None)
+        return self._transact(expect, operations, what, None)
 
-    def hold(self, key: str, value: bytes, ttl_ms: int) -> EtcdLease:
-        """Create ``key`` under a lease; raises as the port says.
-
-        The time to live is rounded up to whole seconds, because etcd has no smaller ones.
-        """
-        check_key(key)
-        check_value(key, value, self._transport.address)
-        check_ttl(ttl_ms)
-        what = f"holding {key!r}"
+    def _hold(self, key: str, value: bytes, ttl_ms: int, what: str) -> EtcdLease:
+        """The time to live is rounded up to whole seconds, because etcd has no smaller ones."""
         deadline = self._transport.deadline()
         request = etcdrpc.LeaseGrantRequest(TTL=-(-ttl_ms // MILLISECONDS_PER_S))
         # Asking twice is harmless: a lease without keys has no effect, and runs out.
@@ -226,35 +184,83 @@ class EtcdStore:
             raise
         return EtcdLease(self._transport, key, lease_id, version)
 
-    def watch(self, prefix: str, on_change: OnChange, on_gap: OnGap) -> EtcdWatch:
-        """Subscribe, on a thread of the watch's own; as the port says."""
-        watch = EtcdWatch(self._watch_settings, prefix, on_change, on_gap, on_close=self._forget)
-        with self._lock:
-            if self._closed:
-                raise StoreUnavailable(f"the store at {self.address} has been closed")
-            self._watches.add(watch)
-            watch.start()
-        return watch
+    def _new_watch(self, prefix: str, on_change: OnChange, on_gap: OnGap) -> EtcdWatch:
+        return EtcdWatch(self._watch_settings, prefix, on_change, on_gap, on_close=self._forget)
 
-    def close(self) -> None:
-        """End all watches and connections."""
-        with self._lock:
-            self._closed = True
-            watches = list(self._watches)
-        for watch in watches:
-            watch.close()
+    def _disconnect(self) -> None:
         self._transport.close()
 
     def server_version(self) -> str:
         """Version of the server that answers, such as ``3.5.16``; raises as a read does."""
-        return inspect.server_version(self._transport)
+        return str(self._status("its version").version)
 
     def server_settings(self) -> dict[str, str]:
-        """What ``killswitch doctor`` shows of the cluster, as far as it can be had; raises nothing of the port.
+        """What ``killswitch doctor`` shows of the cluster, in the order in which a person reads it.
+
+        Each fact is asked for by itself, so that one that cannot be had hides no other: it is "unknown: ..." then.
 
         Names: member, leader, raft_term, database_bytes, member_count, voting_members, members, alarms, login_required.
         """
-        return inspect.server_settings(self._transport)
+        told: dict[str, str] = {}
+        for facts, names in (
+            (self._status_facts, ("member", "leader", "raft_term", "database_bytes")),
+            (self._member_facts, ("member_count", "voting_members", "members")),
+            (self._alarm_facts, ("alarms",)),
+            (self._login_facts, ("login_required",)),
+        ):
+            try:
+                told.update(facts())
+            except StoreError as error:
+                told.update(dict.fromkeys(names, f"unknown: {error}"))
+        return told
+
+    def _status(self, what: str) -> Any:
+        return self._transport.ask(
+            lambda link, how: link.maintenance.Status(etcdrpc.StatusRequest(), **wire.without_leader(how)), what
+        )
+
+    def _status_facts(self) -> dict[str, str]:
+        answer = self._status("its status")
+        return {
+            "member": f"{answer.header.member_id:x}",
+            "leader": f"{answer.leader:x}" if answer.leader else "none",
+            "raft_term": str(answer.raftTerm),
+            "database_bytes": str(answer.dbSize),
+        }
+
+    def _member_facts(self) -> dict[str, str]:
+        answer = self._transport.ask(
+            lambda link, how: link.cluster.MemberList(etcdrpc.MemberListRequest(), **wire.without_leader(how)),
+            "the list of its members",
+        )
+        return {
+            "member_count": str(len(answer.members)),
+            # A learner copies and has no vote: it keeps no quorum.
+            "voting_members": str(sum(not _is_learner(member) for member in answer.members)),
+            "members": ", ".join(sorted(_member_name(member) for member in answer.members)),
+        }
+
+    def _alarm_facts(self) -> dict[str, str]:
+        request = etcdrpc.AlarmRequest(action=etcdrpc.AlarmRequest.GET)
+        answer = self._transport.ask(lambda link, how: link.maintenance.Alarm(request, **how), "its alarms")
+        raised = sorted(f"{ALARM_NAMES.get(alarm.alarm, alarm.alarm)} at {alarm.memberID:x}" for alarm in answer.alarms)
+        return {"alarms": ", ".join(raised) or "none"}
+
+    def _login_facts(self) -> dict[str, str]:
+        """Log in as nobody: etcd says first whether it knows of passwords. Its own question for this is not in 3.4."""
+
+        def log_in_as_nobody(link: wire.Link, how: wire.How) -> bool:
+            try:
+                link.auth.Authenticate(etcdrpc.AuthenticateRequest(), **how)
+            except wire.RPC_ERROR as error:
+                if failures.says_auth_is_off(error):
+                    return False
+                if not failures.refuses_nobody(error):
+                    raise
+            return True
+
+        required = self._transport.ask(log_in_as_nobody, "whether it wants passwords")
+        return {"login_required": "yes" if required else "no"}
 
     def _range(self, request: Any, what: str, deadline: Deadline | None = None) -> list[Entry]:
         # RangeRequest.serializable stays false: the read goes through the leader's quorum.
@@ -336,18 +342,6 @@ class EtcdStore:
             # It has no key, and runs out by itself.
             return
 
-    def _forget(self, watch: EtcdWatch) -> None:
-        with self._lock:
-            self._watches.discard(watch)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
 
 def _revoke(transport: wire.EtcdTransport, lease_id: int, what: str, deadline: Deadline) -> None:
     """Revoke a lease, bounded by ``deadline``; one that is gone already is no error."""
@@ -361,3 +355,16 @@ def _revoke(transport: wire.EtcdTransport, lease_id: int, what: str, deadline: D
                 raise
 
     transport.ask(revoke, what, deadline)
+
+
+def _member_name(member: etcdrpc.Member) -> str:
+    learner = ", learner" if _is_learner(member) else ""
+    # A member that never started has no name.
+    return f"{member.name or 'not started'} ({member.ID:x}{learner})"
+
+
+def _is_learner(member: etcdrpc.Member) -> bool:
+    """Whether a member has no vote. The stubs are older than learners, so it is among the fields they do not know."""
+    unknown = UnknownFieldSet(member)
+    fields = (unknown[number] for number in range(len(unknown)))
+    return any(field.field_number == IS_LEARNER and bool(field.data) for field in fields)

@@ -12,82 +12,51 @@ connection that just failed, and takes up renewed certificates.
 from __future__ import annotations
 
 import queue
-import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
-import structlog
 from pyetcd import etcdrpc
 
-from killswitch import clock
-from killswitch.stores._mailbox import call_back
-from killswitch.stores._reconnecting import subscribe_for_ever
-from killswitch.stores._timing import MILLISECONDS_PER_S, NANOSECONDS_PER_MS
 from killswitch.stores.etcd import failures
 from killswitch.stores.etcd.login import REQUIRE_LEADER, Metadata, TokenKeeper
 from killswitch.stores.etcd.tls import TlsFilesUnusable
+from killswitch.stores.front import end_of_prefix, key_bytes, key_text
 from killswitch.stores.port import Entry, OnChange, OnGap
+from killswitch.stores.timing import MILLISECONDS_PER_S, NANOSECONDS_PER_MS
+from killswitch.stores.watching import ServerWatch, WatchSettings
 
 PROGRESS_EVERY_MS = 1_000
-SILENCE_LIMIT_INTERVALS = 3
-
-_log = structlog.get_logger(__name__)
-
-
-def key_bytes(key: str) -> bytes:
-    """The key as etcd has it. Keys of others that are not UTF-8 survive the way there and back."""
-    return key.encode("utf-8", "surrogateescape")
-
-
-def key_text(key: bytes) -> str:
-    """The inverse of :func:`key_bytes`."""
-    return key.decode("utf-8", "surrogateescape")
 
 
 def prefix_range(prefix: str) -> tuple[bytes, bytes]:
     """First key and end (exclusive) of the range of all keys that begin with ``prefix``, in etcd's terms."""
+    # "\0" is etcd's word for the first key of all, and for "to the end".
     first = key_bytes(prefix)
-    stem = first.rstrip(b"\xff")
-    if not stem:
-        # No key is greater than all that begin so: "\0" is etcd's word for "to the end".
-        return first or b"\0", b"\0"
-    return first, stem[:-1] + bytes([stem[-1] + 1])
+    return first or b"\0", end_of_prefix(first) or b"\0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WatchSettings:
-    """How a watch connects.
+class EtcdWatchSettings(WatchSettings):
+    """How a watch on etcd connects.
 
     Attributes:
-        addresses: ``host:port`` of each server.
-        open_channel: makes a channel to one of them; raises ``TlsFilesUnusable`` when a file has gone bad.
-        backoff_cap_ms: longest pause between two attempts.
-        login_timeout_ms: time that logging in may take, once per subscription.
+        open_channel: makes a channel to one of the servers; raises ``TlsFilesUnusable`` when a file has gone bad.
         tokens: who we are, when the servers want a password.
         tls: whether the channels are over TLS, for the words of the log.
-        progress_every_ms: how often a sign of life is asked for; three times that without one is silence.
-        now_ns: clock of the silence.
-        chance: random numbers from 0 to 1.
     """
 
-    addresses: Sequence[str]
     open_channel: Callable[[str], Any]
-    backoff_cap_ms: int
-    login_timeout_ms: int
     tokens: TokenKeeper | None = None
     tls: bool = False
-    progress_every_ms: int = PROGRESS_EVERY_MS
-    now_ns: clock.NowNs = clock.now_ns
-    chance: Callable[[], float] = random.random
 
 
 class _Subscription:
     """One stream, from its opening to its end."""
 
-    def __init__(self, settings: WatchSettings, prefix: str) -> None:
+    def __init__(self, settings: EtcdWatchSettings, prefix: str) -> None:
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._now_ns = settings.now_ns
         self._heard_ns = settings.now_ns()
@@ -131,55 +100,36 @@ class _Subscription:
         self._requests.put(None)
 
 
-class EtcdWatch:
+class EtcdWatch(ServerWatch):
     """A running subscription; see the module docstring. Made by :meth:`EtcdStore.watch`."""
 
     def __init__(
         self,
-        settings: WatchSettings,
+        settings: EtcdWatchSettings,
         prefix: str,
         on_change: OnChange,
         on_gap: OnGap,
         *,
         on_close: Callable[[EtcdWatch], None],
     ) -> None:
+        super().__init__(settings, prefix, on_change, on_gap, on_close=on_close)
         self._settings = settings
-        self._prefix = prefix
-        self._on_change = on_change
-        self._on_gap = on_gap
-        self._on_close = on_close
-        self._stop = threading.Event()
-        self._lock = threading.Lock()
         self._subscription: _Subscription | None = None
-        self._thread = threading.Thread(target=self._run, name=f"watch {prefix}", daemon=True)
         self._pulse = threading.Thread(target=self._watch_over, name=f"watch pulse {prefix}", daemon=True)
 
     def start(self) -> None:
         """Begin."""
-        self._thread.start()
+        super().start()
         self._pulse.start()
 
     def close(self) -> None:
         """End it; when this returns no callback is running or will be called, unless called from a callback."""
-        self._stop.set()
-        with self._lock:
-            if self._subscription is not None:
-                self._subscription.end()
-        self._on_close(self)
+        super().close()
         self._pulse.join()
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
 
-    def _run(self) -> None:
-        subscribe_for_ever(
-            self._subscribe,
-            servers=self._settings.addresses,
-            stop=self._stop,
-            prefix=self._prefix,
-            backoff_cap_ms=self._settings.backoff_cap_ms,
-            now_ns=self._settings.now_ns,
-            chance=self._settings.chance,
-        )
+    def _interrupt(self) -> None:
+        if self._subscription is not None:
+            self._subscription.end()
 
     def _subscribe(self, address: str) -> str:
         """Watch through one server until that ends; returns why it did."""
@@ -224,7 +174,7 @@ class EtcdWatch:
 
     def _token(self, channel: Any) -> Metadata:
         tokens = self._settings.tokens
-        return tokens.metadata(channel, self._settings.login_timeout_ms / MILLISECONDS_PER_S) if tokens else ()
+        return tokens.metadata(channel, self._settings.request_timeout_ms / MILLISECONDS_PER_S) if tokens else ()
 
     def _forget_token(self, token: Metadata) -> None:
         """So that the next attempt logs in anew. The server does not always say whether the token was at fault."""
@@ -233,26 +183,25 @@ class EtcdWatch:
 
     def _deliver(self, response: Any) -> None:
         if response.created:
-            call_back(self._prefix, self._on_gap)
-        for event in response.events:
-            if self._stop.is_set():
-                return
-            deleted = event.type == event.DELETE
-            entry = Entry(
-                key_text(event.kv.key), None if deleted else bytes(event.kv.value), int(event.kv.mod_revision)
+            self._tell_gap()
+        self._tell(
+            Entry(
+                key_text(event.kv.key),
+                None if event.type == event.DELETE else bytes(event.kv.value),
+                int(event.kv.mod_revision),
             )
-            call_back(self._prefix, self._on_change, entry)
+            for event in response.events
+        )
 
     def _watch_over(self) -> None:
         """The pulse. Independent of gRPC's threads, because those are what may hang."""
-        interval_ms = self._settings.progress_every_ms
-        while not self._stop.wait(interval_ms / MILLISECONDS_PER_S):
+        while not self._stop.wait(self._settings.alive_every_ms / MILLISECONDS_PER_S):
             with self._lock:
                 subscription = self._subscription
                 if subscription is None:
                     continue
-                if subscription.silent_for_ms() > interval_ms * SILENCE_LIMIT_INTERVALS:
-                    _log.warning("watch silent", prefix=self._prefix, silent_ms=round(subscription.silent_for_ms()))
+                if subscription.silent_for_ms() > self._settings.silence_limit_ms:
+                    self._say_silent(silent_ms=round(subscription.silent_for_ms()))
                     subscription.end()
                 else:
                     subscription.ask_progress()

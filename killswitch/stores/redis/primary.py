@@ -7,14 +7,12 @@ server that accepts connections and hangs is found out before a request is sent 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from killswitch.stores._timing import Deadline
-from killswitch.stores.redis.calls import ScriptCall
-from killswitch.stores.redis.link import Command, Link, LinkFailed, LinkRefused, LinkSettings, greet
-from killswitch.stores.redis.refusals import Refusal
-from killswitch.stores.redis.scripts import PROBE, PROBE_KEY
+from killswitch.stores.redis.link import Command, Link, LinkFailed, LinkRefused, LinkSettings, Refusal, greet
+from killswitch.stores.redis.scripts import PROBE, PROBE_KEY, ScriptCall
+from killswitch.stores.timing import Deadline, in_turn
 
 R = TypeVar("R")
 
@@ -136,12 +134,9 @@ class SentinelPrimary:
     def _from_any(self, attempt: Callable[[str, Deadline], R], deadline: Deadline) -> R:
         """What the first attempt that succeeds returns; each gets half of what is left, the last one all."""
         failure: Exception = LinkFailed("no time was left", sent=False)
-        for position, sentinel in self._in_turn():
-            if deadline.remaining_s() <= 0:
-                break
-            last = position == len(self._sentinels) - 1
+        for sentinel, within in in_turn(self._sentinels, deadline, first=self._first):
             try:
-                return attempt(sentinel, deadline.share(1.0 if last else 0.5))
+                return attempt(sentinel, within)
             except LinkRefused as error:
                 if error.refusal.forbidden:
                     raise
@@ -150,11 +145,6 @@ class SentinelPrimary:
                 failure = error
             self.doubt()
         raise failure
-
-    def _in_turn(self) -> Iterator[tuple[int, str]]:
-        with self._lock:
-            first = self._first
-        yield from enumerate([*self._sentinels[first:], *self._sentinels[:first]])
 
     def _ask(self, sentinel: str, deadline: Deadline, on_made: OnMade) -> str:
         """Which server one Sentinel names."""

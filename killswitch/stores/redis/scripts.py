@@ -20,7 +20,10 @@ its first write, and the commands by the probe when the connection was made.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+from killswitch.stores.front import end_of_prefix, key_bytes
 
 PREFIX = "killswitch:"
 DATA_PREFIX = f"{PREFIX}key:"
@@ -349,3 +352,82 @@ redis.call('DEL', key)
 return {1}
 """
 )
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptCall:
+    """A script with what it works on."""
+
+    script: Script
+    keys: tuple[bytes, ...]
+    arguments: tuple[bytes, ...]
+
+    def by_name(self) -> tuple[bytes | int, ...]:
+        """The command for a Redis that has seen the script."""
+        return (b"EVALSHA", self.script.sha.encode(), len(self.keys), *self.keys, *self.arguments)
+
+    def in_full(self) -> tuple[bytes | int, ...]:
+        """The command for one that has not."""
+        return (b"EVAL", self.script.source.encode(), len(self.keys), *self.keys, *self.arguments)
+
+
+class Calls:
+    """Makes the calls of one store.
+
+    Args:
+        database: number of the database; channels are common to all of a server, keys are not.
+        counted: whether every call writes something that replicas can confirm.
+    """
+
+    def __init__(self, database: int, *, counted: bool) -> None:
+        self.channel = f"{PREFIX}{database}:changes"
+        self._counted = counted
+
+    def read(self, key: str) -> ScriptCall:
+        return self._call(READ, [key])
+
+    def scan(self, prefix: str) -> ScriptCall:
+        first, end = lexical_range(prefix)
+        return self._call(SCAN, [], first, end)
+
+    def commit(self, expect: Mapping[str, int | None], puts: Mapping[str, bytes], deletes: Sequence[str]) -> ScriptCall:
+        """No key stands twice in ``deletes``."""
+        return self._call(
+            COMMIT,
+            [*expect, *puts, *deletes],
+            b"%d" % len(expect),
+            b"%d" % len(puts),
+            b"%d" % len(deletes),
+            *(b"" if version is None else b"%d" % version for version in expect.values()),
+            *puts.values(),
+        )
+
+    def hold(self, key: str, value: bytes, ttl_ms: int) -> ScriptCall:
+        return self._call(HOLD, [key], value, b"%d" % ttl_ms)
+
+    def keep_alive(self, key: str, version: int, ttl_ms: int) -> ScriptCall:
+        return self._call(KEEP_ALIVE, [key], b"%d" % version, b"%d" % ttl_ms)
+
+    def release(self, key: str, version: int) -> ScriptCall:
+        return self._call(RELEASE, [key], b"%d" % version)
+
+    def follow(self, birth: bytes, known: int | None, prefix: str, *, counted: bool) -> ScriptCall:
+        return self._call(
+            FOLLOW, [], birth, b"" if known is None else b"%d" % known, key_bytes(prefix), counted=counted
+        )
+
+    def _call(self, script: Script, keys: Sequence[str], *arguments: bytes, counted: bool | None = None) -> ScriptCall:
+        mark = self._counted if counted is None else counted
+        return ScriptCall(
+            script,
+            (*(table.encode() for table in TABLES), *(DATA_PREFIX.encode() + key_bytes(key) for key in keys)),
+            (self.channel.encode(), b"1" if mark else b"0", *arguments),
+        )
+
+
+def lexical_range(prefix: str) -> tuple[bytes, bytes]:
+    """Both ends of the range of all keys that begin with ``prefix``, as ``ZRANGEBYLEX`` wants them."""
+    first = key_bytes(prefix)
+    end = end_of_prefix(first)
+    # "+" is Redis's word for the end of all.
+    return b"[" + first, b"+" if end is None else b"(" + end

@@ -13,7 +13,7 @@ import threading
 from concurrent.futures import Future
 from typing import Any
 
-from killswitch.stores._timing import Deadline
+from killswitch.stores.timing import Deadline
 
 Addresses = list[tuple[Any, ...]]
 

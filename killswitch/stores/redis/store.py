@@ -1,30 +1,26 @@
 """The port on Redis 6.2 or newer: one server, or those that Sentinel looks after.
 
 Redis has no versions, no leases that say how they ended, and no watch that can be trusted, so all three are made of
-Lua scripts and indexes (``_redis_scripts``). What Redis does not promise cannot be made: a failover, or a crash with
+Lua scripts and indexes (``scripts``). What Redis does not promise cannot be made: a failover, or a crash with
 ``appendfsync everysec``, can forget a write that was acknowledged. ``docs/decisions/0014-redis.md`` says what remains.
 """
 
 from __future__ import annotations
 
 import ssl
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from killswitch import clock
-from killswitch.stores._requests import check_commit, check_key, check_ttl, check_value, conflict, named
-from killswitch.stores.port import Entry, Guarantees, LeaseLost, OnChange, OnGap, StoreUnavailable
-from killswitch.stores.redis.calls import Calls, key_text
-from killswitch.stores.redis.inspect import server_settings, server_version
-from killswitch.stores.redis.link import LinkSettings
+from killswitch.stores.front import LeaseFront, StoreFront, conflict, key_text
+from killswitch.stores.port import Conflict, Entry, Guarantees, OnChange, OnGap
+from killswitch.stores.redis.link import Command, LinkSettings, Refusal
 from killswitch.stores.redis.primary import NamedPrimary, Primary, SentinelPrimary
-from killswitch.stores.redis.scripts import REFUSED
+from killswitch.stores.redis.scripts import REFUSED, Calls
 from killswitch.stores.redis.sockets import Resolver
 from killswitch.stores.redis.transport import RedisTransport
-from killswitch.stores.redis.watch import LOOK_EVERY_MS, RedisWatch, WatchSettings
+from killswitch.stores.redis.watch import LOOK_EVERY_MS, RedisWatch, RedisWatchSettings
 from killswitch.stores.urls import StoreUrl, TlsFiles
 
 # A read sees at once that a lease has run out. A watch hears of it when one of them looks, every half second; the rest
@@ -33,6 +29,8 @@ LEASE_SLACK_MS = 1_500
 # Redis refuses times beyond its calendar, and would do so in the middle of a script.
 TTL_MAX_MS = 10 * 365 * 86_400_000
 SENTINEL_REPLICAS = 1
+# What of the configuration decides whether it may forget.
+CONFIGURED = ("maxmemory-policy", "appendonly", "appendfsync", "min-replicas-to-write")
 
 _FORGETS = (
     "a crash of the machine forgets what appendfsync had not brought to the disk; agents then say again what they know"
@@ -96,39 +94,24 @@ def open_redis(
     )
 
 
-class RedisLease:
+class RedisLease(LeaseFront):
     """A lease of :class:`RedisStore`."""
 
     def __init__(self, transport: RedisTransport, calls: Calls, key: str, version: int, ttl_ms: int) -> None:
+        super().__init__(key, version, f"redis {transport.primary.address}")
         self._transport = transport
         self._calls = calls
-        self._key = key
-        self._version = version
         self._ttl_ms = ttl_ms
 
-    @property
-    def key(self) -> str:
-        """The leased key."""
-        return self._key
+    def _keep_alive(self, what: str) -> str:
+        answer = self._transport.ask(self._calls.keep_alive(self._key, self._version, self._ttl_ms), what)
+        return "is gone" if answer[0] == REFUSED else ""
 
-    @property
-    def version(self) -> int:
-        """Version of the leased key as it was created."""
-        return self._version
-
-    def keep_alive(self) -> None:
-        """Start the time to live anew; raises as the port says."""
-        call = self._calls.keep_alive(self._key, self._version, self._ttl_ms)
-        answer = self._transport.ask(call, f"keeping the lease of {self._key!r} alive")
-        if answer[0] == REFUSED:
-            raise LeaseLost(f"the lease of {self._key!r} at redis {self._transport.primary.address} is gone")
-
-    def release(self) -> None:
-        """Delete the key now; a lease that is gone is no error."""
-        self._transport.ask(self._calls.release(self._key, self._version), f"releasing the lease of {self._key!r}")
+    def _release(self, what: str) -> None:
+        self._transport.ask(self._calls.release(self._key, self._version), what)
 
 
-class RedisStore:
+class RedisStore(StoreFront):
     """The port on Redis; made by :func:`open_redis`. Opening one sends nothing; the first call connects.
 
     Args:
@@ -156,99 +139,99 @@ class RedisStore:
         look_every_ms: int,
         now_ns: clock.NowNs = clock.now_ns,
     ) -> None:
-        self.address = address
-        self.guarantees = guarantees
+        super().__init__(address, guarantees)
         self._calls = Calls(database, counted=wait_replicas > 0)
         self._transport = RedisTransport(
             primary, request_timeout_ms=request_timeout_ms, wait_replicas=wait_replicas, now_ns=now_ns
         )
-        self._watch_settings = WatchSettings(
-            primary=primary,
-            calls=self._calls,
+        self._watch_settings = RedisWatchSettings(
+            servers=(primary.address,),
             request_timeout_ms=request_timeout_ms,
             backoff_cap_ms=backoff_cap_ms,
-            look_every_ms=look_every_ms,
-            wait_replicas=wait_replicas,
+            alive_every_ms=look_every_ms,
             now_ns=now_ns,
+            primary=primary,
+            calls=self._calls,
+            wait_replicas=wait_replicas,
         )
-        self._lock = threading.Lock()
-        self._watches: set[RedisWatch] = set()
-        self._closed = False
 
-    def read(self, key: str) -> Entry | None:
-        """The newest value, or ``None``; raises as the port says."""
-        check_key(key)
-        answer = self._transport.ask(self._calls.read(key), f"reading {key!r}")
+    def _read(self, key: str, what: str) -> Entry | None:
+        answer = self._transport.ask(self._calls.read(key), what)
         return Entry(key, answer[1], int(answer[2])) if len(answer) > 1 else None
 
-    def scan(self, prefix: str) -> list[Entry]:
-        """All entries below ``prefix``, sorted by key; raises as the port says."""
-        _, *found = self._transport.ask(self._calls.scan(prefix), f"scanning {prefix!r}")
+    def _scan(self, prefix: str, what: str) -> list[Entry]:
+        _, *found = self._transport.ask(self._calls.scan(prefix), what)
         return [Entry(key_text(found[at]), found[at + 1], int(found[at + 2])) for at in range(0, len(found), 3)]
 
-    def commit(self, expect: Mapping[str, int | None], puts: Mapping[str, bytes], deletes: Sequence[str] = ()) -> int:
-        """Write all or nothing; raises as the port says, and ``ValueError`` for a request that makes no sense."""
-        check_commit(expect, puts, deletes, self._transport.primary.address)
-        call = self._calls.commit(expect, puts, deletes)
-        answer = self._transport.write_once(call, f"a commit to {named([*puts, *deletes, *expect])}")
+    def _commit(
+        self, expect: Mapping[str, int | None], puts: Mapping[str, bytes], deletes: Sequence[str], what: str
+    ) -> int:
+        answer = self._transport.write_once(self._calls.commit(expect, puts, deletes), what)
         if answer[0] == REFUSED:
             raise self._conflict(expect, answer[1:])
         return int(answer[1])
 
-    def hold(self, key: str, value: bytes, ttl_ms: int) -> RedisLease:
-        """Create ``key`` under a lease; raises as the port says."""
-        check_key(key)
-        check_value(key, value, self._transport.primary.address)
-        check_ttl(ttl_ms)
+    def _hold(self, key: str, value: bytes, ttl_ms: int, what: str) -> RedisLease:
         if ttl_ms > TTL_MAX_MS:
             raise ValueError(f"ttl_ms is at most {TTL_MAX_MS} (ten years) for redis, and it is {ttl_ms}")
-        answer = self._transport.write_once(self._calls.hold(key, value, ttl_ms), f"holding {key!r}")
+        answer = self._transport.write_once(self._calls.hold(key, value, ttl_ms), what)
         if answer[0] == REFUSED:
             raise self._conflict({key: None}, answer[1:])
         return RedisLease(self._transport, self._calls, key, int(answer[1]), ttl_ms)
 
-    def watch(self, prefix: str, on_change: OnChange, on_gap: OnGap) -> RedisWatch:
-        """Subscribe, on a thread of the watch's own; as the port says."""
-        watch = RedisWatch(self._watch_settings, prefix, on_change, on_gap, on_close=self._forget)
-        with self._lock:
-            if self._closed:
-                raise StoreUnavailable(f"the store at {self.address} has been closed")
-            self._watches.add(watch)
-            watch.start()
-        return watch
+    def _new_watch(self, prefix: str, on_change: OnChange, on_gap: OnGap) -> RedisWatch:
+        return RedisWatch(self._watch_settings, prefix, on_change, on_gap, on_close=self._forget)
 
-    def close(self) -> None:
-        """End all watches and connections."""
-        with self._lock:
-            self._closed = True
-            watches = list(self._watches)
-        for watch in watches:
-            watch.close()
+    def _disconnect(self) -> None:
         self._transport.close()
 
     def server_version(self) -> str:
-        """Version of the server that answers, such as ``7.0.15``; raises as a read does."""
-        return server_version(self._transport)
+        """Version of the server that answers, '' when it may not be asked; raises as a read does."""
+        (answer,) = self._transport.query("its version", (b"INFO", b"server"))
+        return _info(answer).get("redis_version", "")
 
     def server_settings(self) -> dict[str, str]:
-        """How the primary is set up, as far as it tells us: what decides whether it may forget; raises as a read."""
-        return server_settings(self._transport)
+        """How the primary is set up, as far as it tells us: what decides whether it may forget; raises as a read.
 
-    def _conflict(self, expect: Mapping[str, int | None], versions: Sequence[Any]) -> Exception:
+        ``wait_replicas`` is what our URL says. ``known_replicas`` is what the Sentinels know, ``connected_replicas``
+        those that follow the primary now. What it does not tell is left out.
+        """
+        commands: list[Command] = [(b"INFO", section) for section in (b"memory", b"persistence", b"replication")]
+        answers = self._transport.query(
+            "its settings", *commands, (b"ROLE",), *((b"CONFIG", b"GET", name.encode()) for name in CONFIGURED)
+        )
+        info: dict[str, str] = {}
+        for answer in answers[:3]:
+            info |= _info(answer)
+        told = {"wait_replicas": str(self._transport.wait_replicas)}
+        if "maxmemory_policy" in info:
+            told["maxmemory_policy"] = info["maxmemory_policy"]
+        if "aof_enabled" in info:
+            told["appendonly"] = "yes" if info["aof_enabled"] == "1" else "no"
+        role: Any = answers[3]
+        if not isinstance(role, Refusal):
+            told["role"] = role[0].decode()
+            if told["role"] == "master":
+                told["connected_replicas"] = str(len(role[2]))
+        known = self._transport.known_replicas()
+        if known is not None:
+            told["known_replicas"] = str(known)
+        for name, answer in zip(CONFIGURED, answers[4:], strict=True):
+            if not isinstance(answer, Refusal) and len(answer) > 1:
+                told[name.replace("-", "_")] = answer[1].decode()
+        return told
+
+    def _conflict(self, expect: Mapping[str, int | None], versions: Sequence[Any]) -> Conflict:
         found = {key: int(version) for key, version in zip(expect, versions, strict=True) if version}
         return conflict(self._transport.primary.address, expect, found)
 
-    def _forget(self, watch: RedisWatch) -> None:
-        with self._lock:
-            self._watches.discard(watch)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+def _info(answer: Any) -> dict[str, str]:
+    """The lines of an answer to INFO."""
+    if isinstance(answer, Refusal):
+        return {}
+    lines = (line.partition(":") for line in answer.decode(errors="replace").splitlines() if ":" in line)
+    return {name: value for name, _, value in lines}
 
 
 def _path(url: StoreUrl, *, with_sentinel: bool) -> tuple[str, int]:

@@ -15,13 +15,12 @@ import threading
 from typing import Any
 
 from killswitch import clock
-from killswitch.stores._timing import MILLISECONDS_PER_S, Deadline
-from killswitch.stores.port import OutcomeUnknown, StoreForbidden, StoreUnavailable
-from killswitch.stores.redis.calls import ScriptCall, key_text
-from killswitch.stores.redis.link import Command, Link, LinkFailed, LinkRefused
+from killswitch.stores.front import closed_sentence, key_text, unknown
+from killswitch.stores.port import StoreForbidden, StoreUnavailable
+from killswitch.stores.redis.link import ELSEWHERE_CODES, Command, Link, LinkFailed, LinkRefused, Refusal
 from killswitch.stores.redis.primary import Primary, SentinelPrimary
-from killswitch.stores.redis.refusals import ELSEWHERE_CODES, Refusal
-from killswitch.stores.redis.scripts import DAMAGED, DONE
+from killswitch.stores.redis.scripts import DAMAGED, DONE, ScriptCall
+from killswitch.stores.timing import MILLISECONDS_PER_S, Deadline
 
 LINKS_MAX = 8
 # Of what is left: Redis should say how many have confirmed while we still listen, and it looks only every 100 ms whose
@@ -117,25 +116,7 @@ class RedisTransport:
             StoreUnavailable: no answer, or none that can be believed.
             StoreForbidden: refused for good.
         """
-        deadline = self._deadline()
-        first = True
-        while True:
-            link = self._take(deadline, what)
-            # A link that was used before may have died unseen, or lead to a server that was primary then.
-            again, first = first and link.used, False
-            try:
-                return run(link, call, deadline, wait_replicas=self.wait_replicas)
-            except LinkFailed as error:
-                self._distrust()
-                if not again:
-                    raise StoreUnavailable(self._sentence(what, error)) from error
-            except LinkRefused as error:
-                self._judge(error, what, again=again)
-            except TooFewReplicas as error:
-                self._distrust()
-                raise StoreUnavailable(self._unconfirmed(what, error)) from error
-            finally:
-                self._give_back(link)
+        return self._make(call, what, once=False)
 
     def write_once(self, call: ScriptCall, what: str) -> list[Any]:
         """Make a call that must not be made twice: it is sent a second time only when the first was certainly undone.
@@ -145,31 +126,7 @@ class RedisTransport:
             OutcomeUnknown: it was sent and no answer came, or too few replicas have it.
             StoreForbidden: refused for good.
         """
-        deadline = self._deadline()
-        first = True
-        while True:
-            link = self._take(deadline, what)
-            # A link that was used before may have died unseen, or lead to a server that was primary then.
-            again, first = first and link.used, False
-            try:
-                return run(link, call, deadline, wait_replicas=self.wait_replicas)
-            except LinkFailed as error:
-                self._distrust()
-                if error.sent:
-                    raise OutcomeUnknown(self._unknown(self._sentence(what, error))) from error
-                if not again:
-                    raise StoreUnavailable(self._sentence(what, error)) from error
-            except LinkRefused as error:
-                if not error.refusal.undone:
-                    raise OutcomeUnknown(self._unknown(self._sentence(what, error))) from error
-                self._judge(error, what, again=again)
-            except TooFewReplicas as error:
-                self._distrust()
-                if error.wrote:
-                    raise OutcomeUnknown(self._unknown(self._unconfirmed(what, error))) from error
-                raise StoreUnavailable(self._unconfirmed(what, error)) from error
-            finally:
-                self._give_back(link)
+        return self._make(call, what, once=True)
 
     def query(self, what: str, *commands: Command) -> list[Any]:
         """Send commands that change nothing; returns their answers, a :class:`Refusal` for each that was refused.
@@ -206,6 +163,34 @@ class RedisTransport:
                 link.break_off()
         for link in idle:
             link.close()
+
+    def _make(self, call: ScriptCall, what: str, *, once: bool) -> list[Any]:
+        """Make a call, over a second link when the first was of no use; ``once`` only if that certainly did nothing."""
+        deadline = self._deadline()
+        first = True
+        while True:
+            link = self._take(deadline, what)
+            # A link that was used before may have died unseen, or lead to a server that was primary then.
+            again, first = first and link.used, False
+            try:
+                return run(link, call, deadline, wait_replicas=self.wait_replicas)
+            except LinkFailed as error:
+                self._distrust()
+                if once and error.sent:
+                    raise unknown(self._sentence(what, error)) from error
+                if not again:
+                    raise StoreUnavailable(self._sentence(what, error)) from error
+            except LinkRefused as error:
+                if once and not error.refusal.undone:
+                    raise unknown(self._sentence(what, error)) from error
+                self._judge(error, what, again=again)
+            except TooFewReplicas as error:
+                self._distrust()
+                if once and error.wrote:
+                    raise unknown(self._unconfirmed(what, error)) from error
+                raise StoreUnavailable(self._unconfirmed(what, error)) from error
+            finally:
+                self._give_back(link)
 
     def _deadline(self) -> Deadline:
         return Deadline(self.request_timeout_ms, self._now_ns)
@@ -307,7 +292,7 @@ class RedisTransport:
 
     def _sentence(self, what: str, why: Exception) -> str:
         if self._closed:
-            return f"the store at {self.primary.address} has been closed, so {what} cannot be done"
+            return closed_sentence(self.primary.address, what)
         return f"redis at {self.primary.address} did not answer {what} within {self.request_timeout_ms} ms: {why}"
 
     def _unconfirmed(self, what: str, why: TooFewReplicas) -> str:
@@ -315,10 +300,6 @@ class RedisTransport:
             f"redis at {self.primary.address} did {what}, and only {why}; it may have been deposed without knowing, or "
             "its replicas are away"
         )
-
-    @staticmethod
-    def _unknown(sentence: str) -> str:
-        return f"{sentence}; it may have happened, and only a read can tell"
 
 
 def _waiting(deadline: Deadline, wait_replicas: int, at_most_ms: float) -> list[Command]:

@@ -10,52 +10,34 @@ silence is never health. Messages may be lost; nothing depends on them but how s
 from __future__ import annotations
 
 import json
-import random
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import structlog
-
-from killswitch import clock
-from killswitch.stores._mailbox import call_back
-from killswitch.stores._reconnecting import subscribe_for_ever
-from killswitch.stores._timing import Deadline
+from killswitch.stores.front import key_bytes, key_text
 from killswitch.stores.port import Entry, OnChange, OnGap
-from killswitch.stores.redis.calls import Calls, key_bytes, key_text
 from killswitch.stores.redis.link import Link, LinkFailed, LinkRefused
 from killswitch.stores.redis.primary import Primary
+from killswitch.stores.redis.scripts import Calls
 from killswitch.stores.redis.transport import TooFewReplicas, run
+from killswitch.stores.timing import Deadline
+from killswitch.stores.watching import ServerWatch, WatchSettings
 
 LOOK_EVERY_MS = 500
-SILENCE_LIMIT_INTERVALS = 3
-
-_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WatchSettings:
-    """How a watch connects.
+class RedisWatchSettings(WatchSettings):
+    """How a watch on Redis connects; ``alive_every_ms`` is how often it asks without a message.
 
     Attributes:
         primary: knows the way.
         calls: makes the question.
-        request_timeout_ms: time to connect and subscribe.
-        backoff_cap_ms: longest pause between two attempts.
-        look_every_ms: how often is asked without a message; three times that without an answer is silence.
         wait_replicas: how many replicas confirm that question; with too few the Sentinels are asked who is primary.
-        now_ns: clock of the deadlines.
-        chance: random numbers from 0 to 1.
     """
 
     primary: Primary
     calls: Calls
-    request_timeout_ms: int
-    backoff_cap_ms: int
-    look_every_ms: int = LOOK_EVERY_MS
     wait_replicas: int = 0
-    now_ns: clock.NowNs = clock.now_ns
-    chance: Callable[[], float] = random.random
 
     def deadline(self, budget_ms: float) -> Deadline:
         """A fresh budget."""
@@ -73,12 +55,11 @@ class _Subscription:
         on_made: told of each link before it connects.
     """
 
-    def __init__(self, settings: WatchSettings, prefix: str, on_made: Callable[[Link], None]) -> None:
+    def __init__(self, settings: RedisWatchSettings, prefix: str, on_made: Callable[[Link], None]) -> None:
         self._settings = settings
         self._prefix = prefix
         self._prefix_bytes = key_bytes(prefix)
         self._on_made = on_made
-        self._silence_limit_ms = settings.look_every_ms * SILENCE_LIMIT_INTERVALS
         deadline = settings.deadline(settings.request_timeout_ms)
         self._news = settings.primary.open(deadline, on_made)
         try:
@@ -116,7 +97,7 @@ class _Subscription:
         Args:
             for_life: both links must answer, and replicas confirm; else only the question counts.
         """
-        deadline = self._settings.deadline(self._silence_limit_ms)
+        deadline = self._settings.deadline(self._settings.silence_limit_ms)
         wait_replicas = self._settings.wait_replicas if for_life else 0
         call = self._settings.calls.follow(self._birth, self._known, self._prefix, counted=wait_replicas > 0)
         if for_life:
@@ -128,12 +109,12 @@ class _Subscription:
                 call,
                 deadline,
                 wait_replicas=wait_replicas,
-                wait_at_most_ms=self._settings.look_every_ms,
+                wait_at_most_ms=self._settings.alive_every_ms,
             )
         except TooFewReplicas as error:
             self._check_primary(error)
             # What it says is believed, because news only ever closes a gate.
-            answer = run(self._answers, call, self._settings.deadline(self._silence_limit_ms), wait_replicas=0)
+            answer = run(self._answers, call, self._settings.deadline(self._settings.silence_limit_ms), wait_replicas=0)
         _, self._birth, upto, gap, more, *changed = answer
         self._known = int(upto)
         entries = [
@@ -169,7 +150,7 @@ class _Subscription:
 
     def _check_primary(self, why: TooFewReplicas) -> None:
         """Whether the Sentinels name another server by now; when they cannot be asked we stay where we are."""
-        deadline = self._settings.deadline(self._settings.look_every_ms)
+        deadline = self._settings.deadline(self._settings.alive_every_ms)
         self._settings.primary.doubt()
         try:
             server = self._settings.primary.locate(deadline, self._on_made)
@@ -179,66 +160,40 @@ class _Subscription:
             raise _Interrupted(f"{why} and the primary has moved to {server}")
 
 
-class RedisWatch:
+class RedisWatch(ServerWatch):
     """A running subscription; see the module docstring. Made by :meth:`RedisStore.watch`."""
 
     def __init__(
         self,
-        settings: WatchSettings,
+        settings: RedisWatchSettings,
         prefix: str,
         on_change: OnChange,
         on_gap: OnGap,
         *,
         on_close: Callable[[RedisWatch], None],
     ) -> None:
+        super().__init__(settings, prefix, on_change, on_gap, on_close=on_close)
         self._settings = settings
-        self._prefix = prefix
-        self._on_change = on_change
-        self._on_gap = on_gap
-        self._on_close = on_close
-        self._stop = threading.Event()
-        self._lock = threading.Lock()
         self._links: list[Link] = []
-        self._thread = threading.Thread(target=self._run, name=f"watch {prefix}", daemon=True)
 
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
+    def _interrupt(self) -> None:
+        for link in self._links:
+            link.break_off()
 
-    def close(self) -> None:
-        """End it; when this returns no callback is running or will be called, unless called from a callback."""
-        with self._lock:
-            self._stop.set()
-            for link in self._links:
-                link.break_off()
-        self._on_close(self)
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
-
-    def _run(self) -> None:
-        subscribe_for_ever(
-            lambda _: self._subscribe(),
-            servers=[self._settings.primary.address],
-            stop=self._stop,
-            prefix=self._prefix,
-            backoff_cap_ms=self._settings.backoff_cap_ms,
-            now_ns=self._settings.now_ns,
-            chance=self._settings.chance,
-        )
-
-    def _subscribe(self) -> str:
-        """Watch through one server until that ends; returns why it did."""
+    def _subscribe(self, server: str) -> str:
+        """Watch through the primary, wherever it is, until that ends; returns why it did."""
+        del server
         subscription: _Subscription | None = None
         begun = False
         try:
             subscription = _Subscription(self._settings, self._prefix, self._keep)
             subscription.begin()
             begun = True
-            call_back(self._prefix, self._on_gap)
+            self._tell_gap()
             self._follow(subscription)
         except LinkFailed as error:
-            if error.silent and begun and not self._stop.is_set():
-                _log.warning("watch silent", prefix=self._prefix, why=str(error))
+            if error.silent and begun:
+                self._say_silent(why=str(error))
             return str(error)
         except (LinkRefused, _Interrupted) as error:
             return str(error)
@@ -252,7 +207,7 @@ class RedisWatch:
 
     def _follow(self, subscription: _Subscription) -> None:
         """Call back until the watch is closed; raises when the subscription fails."""
-        until = self._settings.deadline(self._settings.look_every_ms)
+        until = self._settings.deadline(self._settings.alive_every_ms)
         while not self._stop.is_set():
             news = subscription.wait_for_news(until)
             if self._stop.is_set():
@@ -260,17 +215,11 @@ class RedisWatch:
             more = True
             while more and not self._stop.is_set():
                 gap, entries, more = subscription.look(for_life=not news)
-                self._deliver(gap, entries)
+                if gap:
+                    self._tell_gap()
+                self._tell(entries)
             if not news:
-                until = self._settings.deadline(self._settings.look_every_ms)
-
-    def _deliver(self, gap: bool, entries: list[Entry]) -> None:
-        if gap and not self._stop.is_set():
-            call_back(self._prefix, self._on_gap)
-        for entry in entries:
-            if self._stop.is_set():
-                return
-            call_back(self._prefix, self._on_change, entry)
+                until = self._settings.deadline(self._settings.alive_every_ms)
 
     def _keep(self, link: Link) -> None:
         with self._lock:

@@ -7,13 +7,14 @@ that was handed to none did not, and since no connection outlives its first fail
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from kazoo.exceptions import ZookeeperError
 
-from killswitch.stores._timing import Deadline
-from killswitch.stores.port import OutcomeUnknown, StoreForbidden, StoreUnavailable
+from killswitch.stores.front import closed_sentence, unknown
+from killswitch.stores.port import StoreForbidden, StoreUnavailable
+from killswitch.stores.timing import Deadline, in_turn
 from killswitch.stores.zookeeper.connection import (
     SESSION_TIMEOUT_MS,
     Connection,
@@ -38,9 +39,6 @@ REFUSED_FOR_GOOD = frozenset(
     }
 )
 WRONG_USER = frozenset({"NoAuth", "AuthFailed"})
-
-# Of what is left, so that a server that hangs leaves time to ask another.
-SHARE_OF_ONE_SERVER = 0.5
 
 
 class Channel:
@@ -92,7 +90,9 @@ class Channel:
         """
         deadline = deadline or self.deadline()
         why = "no time was left"
-        for within in self._attempts(deadline, at_least=2):
+        for _, within in in_turn(self._servers, deadline, single_twice=True):
+            if self._closed:
+                break
             connection = None
             try:
                 connection = self._connected(within)
@@ -128,9 +128,7 @@ class Channel:
             return send()
         except (Unanswered, SessionGone) as failure:
             self.drop(connection)
-            raise OutcomeUnknown(
-                f"{self._sentence(what, str(failure))}; it may have happened, and only a read can tell"
-            ) from None
+            raise unknown(self._sentence(what, str(failure))) from None
 
     def drop(self, connection: Connection | None) -> None:
         """Give up a connection that failed. The next goes to another server, if there is one."""
@@ -217,16 +215,7 @@ class Channel:
         connection.abandon()
         raise Unanswered("closed")
 
-    def _attempts(self, deadline: Deadline, *, at_least: int) -> Iterator[Deadline]:
-        """The time for each attempt, each server once, a single one ``at_least`` times: it may have died unseen."""
-        count = max(at_least, len(self._servers))
-        for attempt in range(count):
-            if self._closed or not deadline.remaining_s():
-                return
-            alone = len(self._servers) == 1 or attempt == count - 1
-            yield deadline if alone else deadline.share(SHARE_OF_ONE_SERVER)
-
     def _sentence(self, what: str, why: str) -> str:
         if self._closed:
-            return f"the store at zookeeper://{self.address} has been closed, so {what} cannot be done"
+            return closed_sentence(f"zookeeper://{self.address}", what)
         return f"ZooKeeper at {self.address} did not answer {what} within {self._request_timeout_ms} ms: {why}"

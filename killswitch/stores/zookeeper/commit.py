@@ -18,9 +18,9 @@ from typing import Any
 
 from kazoo.exceptions import BadVersionError, NodeExistsError, NoNodeError, ZookeeperError
 
-from killswitch.stores._requests import conflict
-from killswitch.stores._timing import Deadline
+from killswitch.stores.front import conflict
 from killswitch.stores.port import StoreForbidden
+from killswitch.stores.timing import Deadline
 from killswitch.stores.zookeeper.channel import Channel
 from killswitch.stores.zookeeper.connection import Connection, first_failure
 from killswitch.stores.zookeeper.names import (

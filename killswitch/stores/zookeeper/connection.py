@@ -34,7 +34,7 @@ from kazoo.retry import KazooRetry
 from kazoo.security import CREATOR_ALL_ACL, OPEN_ACL_UNSAFE
 
 from killswitch import clock
-from killswitch.stores._timing import MILLISECONDS_PER_S, NANOSECONDS_PER_MS, NANOSECONDS_PER_S, Deadline
+from killswitch.stores.timing import MILLISECONDS_PER_S, NANOSECONDS_PER_MS, NANOSECONDS_PER_S, Deadline
 from killswitch.stores.urls import Login, TlsFiles
 from killswitch.stores.zookeeper.dial import dial, reason
 

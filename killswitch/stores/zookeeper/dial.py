@@ -14,7 +14,7 @@ import ssl
 from collections.abc import Callable
 from typing import Any
 
-from killswitch.stores._timing import Deadline
+from killswitch.stores.timing import Deadline
 from killswitch.stores.urls import TlsFiles
 
 COMMAND_CHUNK_BYTES = 8_192

@@ -12,8 +12,9 @@ from typing import Any
 
 from kazoo.exceptions import BadVersionError, NoNodeError
 
-from killswitch.stores._timing import Deadline
-from killswitch.stores.port import LeaseLost, StoreForbidden, StoreUnavailable
+from killswitch.stores.front import LeaseFront
+from killswitch.stores.port import StoreForbidden, StoreUnavailable
+from killswitch.stores.timing import Deadline
 from killswitch.stores.zookeeper.channel import Channel
 from killswitch.stores.zookeeper.commit import ANY_VERSION
 from killswitch.stores.zookeeper.connection import Connection, SessionGone, first_failure
@@ -48,7 +49,7 @@ def check_granted(address: str, granted_ms: int, ttl_ms: int) -> None:
         )
 
 
-class ZooKeeperLease:
+class ZooKeeperLease(LeaseFront):
     """A lease of :class:`ZooKeeperStore`.
 
     Args:
@@ -72,28 +73,15 @@ class ZooKeeperLease:
         others: Channel,
         on_end: Callable[[ZooKeeperLease], None],
     ) -> None:
-        self._key = key
+        super().__init__(key, version, f"ZooKeeper {own.address}")
         self._path = path
-        self._version = version
         self._data_version = data_version
         self._own = own
         self._others = others
         self._on_end = on_end
         self._ended = False
 
-    @property
-    def key(self) -> str:
-        """The leased key."""
-        return self._key
-
-    @property
-    def version(self) -> int:
-        """Version of the leased key as it was created."""
-        return self._version
-
-    def keep_alive(self) -> None:
-        """Start the time to live anew; raises as the port says."""
-        what = f"keeping the lease of {self._key!r} alive"
+    def _keep_alive(self, what: str) -> str:
         deadline = self._own.deadline()
         if not self._ended:
             try:
@@ -102,17 +90,16 @@ class ZooKeeperLease:
                 self._confirm_lost(what, deadline)
             else:
                 if failure is None:
-                    return
+                    return ""
                 if not isinstance(failure, BadVersionError | NoNodeError):
                     raise self._own.refusal(failure, what)
             self._end(end_session=False)
-        raise LeaseLost(f"the lease of {self._key!r} at ZooKeeper {self._own.address} has run out")
+        return "has run out"
 
-    def release(self) -> None:
-        """Delete the key now; a lease that is gone is no error."""
+    def _release(self, what: str) -> None:
         if self._ended:
             return
-        self._others.ask(self._delete, f"releasing the lease of {self._key!r}")
+        self._others.ask(self._delete, what)
         self._end(end_session=True)
 
     def end_soon(self) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 from kazoo.exceptions import NoNodeError
 
-from killswitch.stores._timing import Deadline
 from killswitch.stores.port import Entry
+from killswitch.stores.timing import Deadline
 from killswitch.stores.zookeeper.connection import Connection, Reply, Unanswered
 from killswitch.stores.zookeeper.names import (
     LEASED,

@@ -1,32 +1,32 @@
 """The port on ZooKeeper, 3.5 or newer, over kazoo.
 
 A version is the zxid that a key was last written at, a commit is a transaction, a lease is a session. What needed care
-is in the private modules: what keys look like (``_zookeeper_names``), connections that are never mended
-(``_zookeeper_connection``, ``_zookeeper_channel``), reads that are not stale (``_zookeeper_read``), commits
-(``_zookeeper_commit``), leases (``_zookeeper_lease``) and watches that miss nothing (``_zookeeper_watch``).
+is in the other modules of this folder: what keys look like (``names``), connections that are never mended
+(``connection``, ``channel``), reads that are not stale (``read``), commits (``commit``), leases (``lease``) and watches
+that miss nothing (``watch``).
 """
 
 from __future__ import annotations
 
-import threading
+import re
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Self
 
 from killswitch import clock
-from killswitch.stores._requests import check_commit, check_key, check_ttl, check_value, conflict, named
-from killswitch.stores._timing import Deadline
-from killswitch.stores.port import Entry, Guarantees, OnChange, OnGap, StoreError, StoreUnavailable
+from killswitch.stores.front import StoreFront, conflict
+from killswitch.stores.port import Entry, Guarantees, OnChange, OnGap, StoreError, StoreForbidden, StoreUnavailable
+from killswitch.stores.timing import Deadline
 from killswitch.stores.urls import StoreUrl
-from killswitch.stores.zookeeper import inspect
 from killswitch.stores.zookeeper.channel import Channel
 from killswitch.stores.zookeeper.commit import Commit, Writer
-from killswitch.stores.zookeeper.connection import Connection, ConnectionSettings, SessionGone
-from killswitch.stores.zookeeper.dial import tls_context
+from killswitch.stores.zookeeper.connection import Connection, ConnectionSettings, SessionGone, Unanswered
+from killswitch.stores.zookeeper.dial import command, reason, tls_context
 from killswitch.stores.zookeeper.lease import LEASE_SLACK_MS, ZooKeeperLease, check_granted
 from killswitch.stores.zookeeper.names import KeyState, path_of, roots_of
 from killswitch.stores.zookeeper.read import read_key, scan
-from killswitch.stores.zookeeper.watch import ALIVE_EVERY_MS, WatchSettings, ZooKeeperWatch
+from killswitch.stores.zookeeper.watch import ALIVE_EVERY_MS, ZooKeeperWatch, ZooKeeperWatchSettings
+
+# What ZooKeeper calls it, and what we call it.
+SHOWN = {"Mode": "mode", "Node count": "znodes", "Connections": "connections", "Outstanding": "outstanding_requests"}
 
 GUARANTEES = Guarantees(
     linearizable_reads=True,
@@ -41,7 +41,7 @@ GUARANTEES = Guarantees(
 )
 
 
-class ZooKeeperStore:
+class ZooKeeperStore(StoreFront):
     """The port on a ZooKeeper ensemble. Opening one sends nothing; the first call connects.
 
     Args:
@@ -65,67 +65,58 @@ class ZooKeeperStore:
         now_ns: clock.NowNs = clock.now_ns,
     ) -> None:
         _check_url(url)
+        super().__init__(url.address, GUARANTEES)
         self._url = url
         self._base = url.path.rstrip("/")
         self._settings = ConnectionSettings(login=url.login, tls=url.tls, now_ns=now_ns)
         self._request_timeout_ms = request_timeout_ms
         self._channel = Channel(url.servers, self._settings, request_timeout_ms=request_timeout_ms)
         self._writer = Writer(self._channel, self.address)
-        self._watch_settings = WatchSettings(
+        self._watch_settings = ZooKeeperWatchSettings(
             servers=url.servers,
-            connection=self._settings,
-            base=self._base,
             request_timeout_ms=request_timeout_ms,
             backoff_cap_ms=backoff_cap_ms,
             alive_every_ms=alive_every_ms,
+            now_ns=now_ns,
+            connection=self._settings,
+            base=self._base,
         )
-        self._lock = threading.Lock()
-        self._watches: set[ZooKeeperWatch] = set()
         self._leases: set[ZooKeeperLease] = set()
-        self._closed = False
 
-    @property
-    def guarantees(self) -> Guarantees:
-        """Declared facts about this store."""
-        return GUARANTEES
+    def close(self) -> None:
+        """End all watches and connections. The sessions of leases run out by themselves."""
+        with self._lock:
+            self._closed = True
+            leases = list(self._leases)
+        self._channel.end_soon()
+        for lease in leases:
+            lease.end_soon()
+        super().close()
 
-    @property
-    def address(self) -> str:
-        """The URL, without credentials."""
-        return self._url.address
-
-    def read(self, key: str) -> Entry | None:
-        """The newest value, or ``None``; raises as the port says."""
-        check_key(key)
-        state = self._read(key, f"reading {key!r}", self._channel.deadline())
+    def _read(self, key: str, what: str) -> Entry | None:
+        state = self._read_state(key, what, self._channel.deadline())
         return None if state.value is None else Entry(key, state.value, state.version)
 
-    def scan(self, prefix: str) -> list[Entry]:
-        """All entries below ``prefix``, sorted by key; raises as the port says."""
+    def _scan(self, prefix: str, what: str) -> list[Entry]:
         roots = roots_of(self._base, prefix)
-        return self._channel.ask(lambda connection, within: scan(connection, roots, within), f"scanning {prefix!r}")
+        return self._channel.ask(lambda connection, within: scan(connection, roots, within), what)
 
-    def commit(self, expect: Mapping[str, int | None], puts: Mapping[str, bytes], deletes: Sequence[str] = ()) -> int:
-        """Write all or nothing; raises as the port says, and ``ValueError`` for a request that makes no sense."""
-        check_commit(expect, puts, deletes, self._channel.address)
+    def _commit(
+        self, expect: Mapping[str, int | None], puts: Mapping[str, bytes], deletes: Sequence[str], what: str
+    ) -> int:
         paths = {key: path_of(self._base, key) for key in (*expect, *puts, *deletes)}
         commit = Commit(
             {paths[key]: version for key, version in expect.items()},
             {paths[key]: value for key, value in puts.items()},
-            [paths[key] for key in dict.fromkeys(deletes)],
+            [paths[key] for key in deletes],
         )
         keys = {path: key for key, path in paths.items()}
-        what = f"a commit to {named([*puts, *deletes, *expect])}"
         return self._writer.commit(commit, what, self._channel.deadline(), keys).version
 
-    def hold(self, key: str, value: bytes, ttl_ms: int) -> ZooKeeperLease:
-        """Create ``key`` under a lease; raises as the port says."""
-        check_key(key)
-        check_value(key, value, self._channel.address)
-        check_ttl(ttl_ms)
-        what, deadline = f"holding {key!r}", self._channel.deadline()
+    def _hold(self, key: str, value: bytes, ttl_ms: int, what: str) -> ZooKeeperLease:
+        deadline = self._channel.deadline()
         # Asked before a session is made, for candidates ask again and again.
-        found = self._read(key, what, deadline).expected
+        found = self._read_state(key, what, deadline).expected
         if found is not None:
             raise conflict(self.address, {key: None}, {key: found})
         own = Channel(
@@ -152,28 +143,12 @@ class ZooKeeperStore:
         lease.drop()
         raise self._closed_error()
 
-    def watch(self, prefix: str, on_change: OnChange, on_gap: OnGap) -> ZooKeeperWatch:
-        """Subscribe, on a thread of the watch's own; as the port says."""
-        watch = ZooKeeperWatch(self._watch_settings, prefix, on_change, on_gap, on_close=self._forget_watch)
-        with self._lock:
-            if self._closed:
-                raise self._closed_error()
-            self._watches.add(watch)
-            watch.start()
-        return watch
+    def _new_watch(self, prefix: str, on_change: OnChange, on_gap: OnGap) -> ZooKeeperWatch:
+        return ZooKeeperWatch(self._watch_settings, prefix, on_change, on_gap, on_close=self._forget)
 
-    def close(self) -> None:
-        """End all watches and connections. The sessions of leases run out by themselves."""
+    def _disconnect(self) -> None:
         with self._lock:
-            self._closed = True
-            watches, leases = list(self._watches), list(self._leases)
-        self._channel.end_soon()
-        for lease in leases:
-            lease.end_soon()
-        for watch in watches:
-            watch.end_soon()
-        for watch in watches:
-            watch.close()
+            leases = list(self._leases)
         for lease in leases:
             lease.drop()
         self._channel.close()
@@ -185,13 +160,33 @@ class ZooKeeperStore:
             StoreUnavailable: no answer in time.
             StoreForbidden: the server's ``4lw.commands.whitelist`` does not have ``srvr``.
         """
-        return inspect.server_version(self._channel)
+        told = self._channel.ask(_srvr, "its version")
+        version = re.match(r"Zookeeper version: ([0-9.]+)", told)
+        if version is None:
+            raise StoreForbidden(
+                f"ZooKeeper at {self._channel.address} does not tell its version; add srvr to its "
+                "4lw.commands.whitelist"
+            )
+        return version[1]
 
     def server_settings(self) -> dict[str, str]:
-        """Facts by name; "unknown: ..." where one cannot be had."""
-        return inspect.server_settings(self._channel)
+        """Facts by name, in the order in which a person reads them; "unknown: ..." where one cannot be had."""
+        try:
+            server, granted_ms, told = self._channel.ask(
+                lambda connection, within: (connection.server, connection.granted_ms, _srvr(connection, within)),
+                "its settings",
+            )
+        except StoreError as error:
+            return {"server": f"unknown: {error}"}
+        settings = {"server": server, "session_timeout_ms": str(granted_ms)}
+        lines = dict(line.split(": ", 1) for line in told.splitlines() if ": " in line)
+        if "Mode" not in lines:
+            why = "unknown: add srvr to the server's 4lw.commands.whitelist"
+            return settings | dict.fromkeys(("read_only", *SHOWN.values()), why)
+        settings["read_only"] = "true" if lines["Mode"] == "read-only" else "false"
+        return settings | {name: lines[label] for label, name in SHOWN.items() if label in lines}
 
-    def _read(self, key: str, what: str, deadline: Deadline) -> KeyState:
+    def _read_state(self, key: str, what: str, deadline: Deadline) -> KeyState:
         path = path_of(self._base, key)
 
         def read(connection: Connection, within: Deadline) -> KeyState:
@@ -215,24 +210,16 @@ class ZooKeeperStore:
             on_end=self._forget_lease,
         )
 
-    def _closed_error(self) -> StoreUnavailable:
-        return StoreUnavailable(f"the store at {self.address} has been closed")
-
-    def _forget_watch(self, watch: ZooKeeperWatch) -> None:
-        with self._lock:
-            self._watches.discard(watch)
-
     def _forget_lease(self, lease: ZooKeeperLease) -> None:
         with self._lock:
             self._leases.discard(lease)
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+def _srvr(connection: Connection, deadline: Deadline) -> str:
+    try:
+        return command(connection.server, "srvr", connection.tls, deadline)
+    except OSError as error:
+        raise Unanswered(reason(error)) from None
 
 
 def _check_url(url: StoreUrl) -> None:

@@ -13,19 +13,15 @@ has a connection of its own, thrown away with it.
 from __future__ import annotations
 
 import queue
-import random
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
 from kazoo.exceptions import ZookeeperError
 
-from killswitch.stores._mailbox import call_back
-from killswitch.stores._reconnecting import subscribe_for_ever
-from killswitch.stores._timing import MILLISECONDS_PER_S, Deadline
 from killswitch.stores.port import Entry, OnChange, OnGap
+from killswitch.stores.timing import MILLISECONDS_PER_S, Deadline
+from killswitch.stores.watching import ServerWatch, WatchSettings
 from killswitch.stores.zookeeper.connection import (
     SESSION_TIMEOUT_MS,
     Connection,
@@ -47,9 +43,6 @@ from killswitch.stores.zookeeper.names import (
 from killswitch.stores.zookeeper.read import answer_or_none
 
 ALIVE_EVERY_MS = 1_000
-SILENCE_LIMIT_INTERVALS = 3
-
-_log = structlog.get_logger(__name__)
 
 
 class Silent(Exception):
@@ -57,26 +50,16 @@ class Silent(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WatchSettings:
-    """How a watch connects.
+class ZooKeeperWatchSettings(WatchSettings):
+    """How a watch on ZooKeeper connects.
 
     Attributes:
-        servers: ``host:port`` of each.
         connection: settings of every connection of the store.
         base: the chroot, ``""`` for none.
-        request_timeout_ms: time that connecting may take.
-        backoff_cap_ms: longest pause between two attempts.
-        alive_every_ms: how often a sign of life is asked for; three times that without an answer is silence.
-        chance: random numbers from 0 to 1.
     """
 
-    servers: Sequence[str]
     connection: ConnectionSettings
     base: str
-    request_timeout_ms: int
-    backoff_cap_ms: int
-    alive_every_ms: int = ALIVE_EVERY_MS
-    chance: Callable[[], float] = random.random
 
 
 @dataclass(slots=True)
@@ -247,41 +230,22 @@ class WatchedTree:
             raise Silent from None
 
 
-class ZooKeeperWatch:
+class ZooKeeperWatch(ServerWatch):
     """A running subscription; see the module docstring. Made by :meth:`ZooKeeperStore.watch`."""
 
     def __init__(
         self,
-        settings: WatchSettings,
+        settings: ZooKeeperWatchSettings,
         prefix: str,
         on_change: OnChange,
         on_gap: OnGap,
         *,
         on_close: Callable[[ZooKeeperWatch], None],
     ) -> None:
+        super().__init__(settings, prefix, on_change, on_gap, on_close=on_close)
         self._settings = settings
-        self._prefix = prefix
-        self._on_change = on_change
-        self._on_gap = on_gap
-        self._on_close = on_close
-        self._stop = threading.Event()
-        self._lock = threading.Lock()
         self._connection: Connection | None = None
         self._tree: WatchedTree | None = None
-        self._thread = threading.Thread(target=self._run, name=f"watch {prefix}", daemon=True)
-
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def end_soon(self) -> None:
-        """Call back no more, and bound what :meth:`close` may take beyond a callback that is running."""
-        self._stop.set()
-        with self._lock:
-            if self._connection is not None:
-                self._connection.end_soon()
-            if self._tree is not None:
-                self._tree.events.put(None)
 
     def close(self) -> None:
         """End it; when this returns no callback is running or will be called, unless called from a callback."""
@@ -291,41 +255,33 @@ class ZooKeeperWatch:
         if connection is not None:
             connection.close()
             connection.join()
-        self._on_close(self)
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+        super().close()
 
-    def _run(self) -> None:
-        subscribe_for_ever(
-            self._subscribe,
-            servers=self._settings.servers,
-            stop=self._stop,
-            prefix=self._prefix,
-            backoff_cap_ms=self._settings.backoff_cap_ms,
-            now_ns=self._settings.connection.now_ns,
-            chance=self._settings.chance,
-        )
+    def _interrupt(self) -> None:
+        if self._connection is not None:
+            self._connection.end_soon()
+        if self._tree is not None:
+            self._tree.events.put(None)
 
     def _subscribe(self, server: str) -> str:
         """Watch through one server until that ends; returns why it did."""
         settings = self._settings
         connection = Connection(server, settings.connection, timeout_ms=SESSION_TIMEOUT_MS)
-        silent_ms = SILENCE_LIMIT_INTERVALS * settings.alive_every_ms
+        silent_ms = settings.silence_limit_ms
         tree = WatchedTree(connection, roots_of(settings.base, self._prefix), silent_ms / MILLISECONDS_PER_S)
         with self._lock:
             self._connection, self._tree = connection, tree
         try:
             # No longer than the limit of silence: what accepts a connection may be only on its way to serving it.
             connecting_ms = min(settings.request_timeout_ms, silent_ms)
-            connection.open(Deadline(connecting_ms, settings.connection.now_ns))
+            connection.open(Deadline(connecting_ms, settings.now_ns))
             return self._follow(tree)
         except (Unanswered, SessionGone) as failure:
             return str(failure)
         except ZookeeperError as error:
             return f"refused: {type(error).__name__.removesuffix('Error')}"
         except Silent:
-            if not self._stop.is_set():
-                _log.warning("watch silent", prefix=self._prefix, silent_ms=silent_ms)
+            self._say_silent(silent_ms=silent_ms)
             return "the server fell silent"
         finally:
             with self._lock:
@@ -334,15 +290,12 @@ class ZooKeeperWatch:
 
     def _follow(self, tree: WatchedTree) -> str:
         tree.arm()
-        call_back(self._prefix, self._on_gap)
+        self._tell_gap()
         while not self._stop.is_set():
             try:
                 tree.take_events(tree.events.get(timeout=self._settings.alive_every_ms / MILLISECONDS_PER_S))
             except queue.Empty:
                 tree.alive()
-            while tree.more:
-                for entry in tree.news():
-                    if self._stop.is_set():
-                        return "closed"
-                    call_back(self._prefix, self._on_change, entry)
+            while tree.more and not self._stop.is_set():
+                self._tell(tree.news())
         return "closed"

@@ -239,7 +239,7 @@ def test_each_thing_that_a_store_lacks_is_told(changed: dict[str, Any], severity
     assert (worst_of.severity, worst_of.topic) == (severity, topic)
 
 
-# What real servers told, as `killswitch/stores/_*_inspect.py` puts it: etcd 3.4.23 with three members, Redis 7.0.15
+# What real servers told, as `server_settings` of each store puts it: etcd 3.4.23 with three members, Redis 7.0.15
 # alone and with two replicas and Sentinels, ZooKeeper 3.8.0 in an ensemble of three.
 ETCD_TOLD = {
     "alarms": "none", "database_bytes": "20480", "leader": "99c790924145e4d6", "login_required": "no",

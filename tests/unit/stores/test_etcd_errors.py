@@ -14,9 +14,9 @@ from pyetcd import etcdrpc
 from pyetcd.etcdrpc.kv_pb2 import KeyValue
 
 from killswitch.stores import OutcomeUnknown, StoreForbidden, StoreUnavailable
-from killswitch.stores._timing import backoff_ms
 from killswitch.stores.etcd.store import EtcdStore
 from killswitch.stores.etcd.watch import prefix_range
+from killswitch.stores.timing import backoff_ms
 from killswitch.stores.urls import Login
 from tests.support.waiting import wait_until
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +14,9 @@ from structlog.testing import capture_logs
 
 from killswitch.clock import now_ns
 from killswitch.stores import Entry
-from killswitch.stores._reconnecting import subscribe_for_ever
+from killswitch.stores.etcd.store import EtcdStore
 from killswitch.stores.memory import MemoryStore
+from killswitch.stores.watching import subscribe_for_ever
 from tests.support.waiting import wait_until
 
 
@@ -106,3 +108,14 @@ def test_a_callback_that_fails_under_a_log_that_cannot_be_written_ends_no_watch(
         store.commit({}, {"k": b"second"})
         wait_until(lambda: len(heard) == 2, what="the next change")
     assert heard[-1].value == b"second"
+
+
+def test_a_silent_server_is_left_under_a_log_that_cannot_be_written() -> None:
+    """BOUNDED STOP by the watch: silence that cannot be logged is still no health, again and again."""
+    with socket.create_server(("127.0.0.1", 0)) as hanging, a_log_on_a_full_disk() as tried:
+        address = f"127.0.0.1:{hanging.getsockname()[1]}"
+        with EtcdStore([address], request_timeout_ms=5_000, backoff_cap_ms=5_000, progress_every_ms=20) as store:
+            store.watch("/k", lambda _: None, lambda: None)
+            wait_until(
+                lambda: tried.count("watch silent") >= 2, what="the second connection being left for its silence"
+            )

@@ -12,9 +12,9 @@ from structlog.testing import capture_logs
 
 from killswitch import clock
 from killswitch.stores import OutcomeUnknown, Store, StoreForbidden, StoreUnavailable
-from killswitch.stores._timing import Deadline
 from killswitch.stores.redis.link import Link, LinkFailed, LinkSettings
 from killswitch.stores.redis.store import RedisStore, open_redis
+from killswitch.stores.timing import Deadline
 from killswitch.stores.urls import parse_store_url
 from tests.support.scripted_redis import MASTER, NOTHING, OK, PONG, REPLICA, ScriptedRedis
 from tests.support.waiting import wait_until

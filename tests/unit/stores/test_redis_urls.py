@@ -9,7 +9,8 @@ import pytest
 import trustme
 
 from killswitch.stores import open_store
-from killswitch.stores.redis.calls import key_bytes, key_text, lexical_range
+from killswitch.stores.front import key_bytes, key_text
+from killswitch.stores.redis.scripts import lexical_range
 from killswitch.stores.redis.sockets import Dialler, Resolver
 from killswitch.stores.redis.store import RedisStore
 

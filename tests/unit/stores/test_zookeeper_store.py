@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from killswitch.stores import StoreForbidden, StoreUnavailable, open_store
-from killswitch.stores._timing import backoff_ms
+from killswitch.stores.timing import backoff_ms
 from killswitch.stores.zookeeper.commit import TRANSACTION_MAX_BYTES, Commit
 from killswitch.stores.zookeeper.connection import Connection, ConnectionSettings, Reply
 from killswitch.stores.zookeeper.lease import LATE_BY_TICKS, LEASE_SLACK_MS, check_granted

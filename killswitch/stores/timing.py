@@ -1,14 +1,21 @@
-"""Budgets of calls and pauses between attempts, the same for every store that has a server."""
+"""Budgets of calls, whose turn it is, and pauses between attempts, the same for every store that has a server."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
 from killswitch import clock
+
+S = TypeVar("S")
 
 NANOSECONDS_PER_MS = 1_000_000
 NANOSECONDS_PER_S = 1_000_000_000
 MILLISECONDS_PER_S = 1_000
 
 FIRST_BACKOFF_MS = 50
+# Of what is left, so that a server that hangs leaves time to ask another.
+SHARE_OF_ONE_SERVER = 0.5
 
 
 class Deadline:
@@ -37,6 +44,28 @@ class Deadline:
     def share(self, part: float) -> Deadline:
         """An earlier deadline: after this part of what is left."""
         return Deadline(self.remaining_s() * MILLISECONDS_PER_S * part, self._now_ns)
+
+
+def in_turn(
+    servers: Sequence[S], deadline: Deadline, *, first: int = 0, single_twice: bool = False
+) -> Iterator[tuple[S, Deadline]]:
+    """The servers to try one after the other and the time for each, as long as any is left.
+
+    Args:
+        servers: each is tried once; the last has all the time that is left then, the others half of it.
+        deadline: of all attempts together.
+        first: number of the server to begin with.
+        single_twice: try one that has no others beside it again: its connection may have died unseen, which the first
+            attempt finds out at once.
+    """
+    ordered = [*servers[first:], *servers[:first]]
+    alone = len(ordered) == 1
+    if alone and single_twice:
+        ordered *= 2
+    for position, server in enumerate(ordered, start=1):
+        if deadline.remaining_s() <= 0:
+            return
+        yield server, deadline if alone or position == len(ordered) else deadline.share(SHARE_OF_ONE_SERVER)
 
 
 def backoff_ms(attempt: int, *, cap_ms: float, chance: float) -> float:
