@@ -154,6 +154,12 @@ def parse_store_url(url: str) -> StoreUrl:
     )
 
 
+def host_and_port(server: str) -> tuple[str, int]:
+    """Both parts of one of a URL's ``servers``, as the kernel wants them: without the brackets of IPv6."""
+    host, _, port = server.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
 def without_secrets(url: str) -> str:
     """The URL as it may be shown: a user and password in it become ``***``."""
     scheme, separator, rest = url.partition("://")

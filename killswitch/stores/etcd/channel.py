@@ -25,6 +25,7 @@ from killswitch.stores.etcd.login import REQUIRE_LEADER, Metadata, TokenKeeper
 from killswitch.stores.front import closed_sentence, unknown
 from killswitch.stores.port import OutcomeUnknown, StoreForbidden, StoreUnavailable
 from killswitch.stores.timing import Deadline, in_turn
+from killswitch.stores.tls import TlsFilesUnusable
 from killswitch.stores.urls import TlsFiles
 
 R = TypeVar("R")
@@ -138,7 +139,7 @@ class Link:
                 return False
             try:
                 channel = self._dial(self.address)
-            except tls_files.TlsFilesUnusable as error:
+            except TlsFilesUnusable as error:
                 # Perhaps only half of them are written yet; the old ones may still be good.
                 self.tls_fault = str(error)
                 return False

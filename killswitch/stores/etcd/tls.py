@@ -1,7 +1,7 @@
 """TLS for connections to etcd: the files of a URL become credentials of gRPC.
 
-gRPC takes bytes and complains about bad ones on stderr, once per connection. So the files are checked here first, by
-the standard library, whose errors can be told to a person.
+gRPC takes bytes and complains about bad ones on stderr, once per connection. So the standard library looks at the files
+first: its errors can be told to a person.
 """
 
 from __future__ import annotations
@@ -12,11 +12,8 @@ from typing import Any
 
 import grpc
 
+from killswitch.stores.tls import TlsFilesUnusable, client_context
 from killswitch.stores.urls import TlsFiles
-
-
-class TlsFilesUnusable(ValueError):
-    """A PEM file cannot be read or used; the sentence says which, and why."""
 
 
 def channel_credentials(files: TlsFiles) -> Any:
@@ -25,7 +22,7 @@ def channel_credentials(files: TlsFiles) -> Any:
     Raises:
         TlsFilesUnusable: a file is missing, is no PEM, or the key does not belong to the certificate.
     """
-    _check_pair(files)
+    client_context(files)
     return grpc.ssl_channel_credentials(
         root_certificates=_authorities(files.ca_file),
         private_key=_read("key_file", files.key_file) if files.key_file else None,
@@ -53,38 +50,9 @@ def _stamp(path: Path | None) -> tuple[int, int, int] | None:
     return status.st_ino, status.st_mtime_ns, status.st_size
 
 
-def _check_pair(files: TlsFiles) -> None:
-    if files.cert_file is None or files.key_file is None:
-        return
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    try:
-        # Without a password the library would ask the terminal for that of an encrypted key.
-        context.load_cert_chain(files.cert_file, files.key_file, password="")
-    except ssl.SSLError as error:
-        raise TlsFilesUnusable(
-            f"cert_file {files.cert_file} and key_file {files.key_file} cannot be used ({_reason(error)}); they must "
-            "be PEM and belong together, and the key must not be encrypted"
-        ) from None
-    except OSError as error:
-        raise TlsFilesUnusable(
-            f"cert_file {files.cert_file} or key_file {files.key_file} cannot be read ({error.strerror})"
-        ) from None
-
-
 def _authorities(ca_file: Path | None) -> bytes:
     """PEM of those whom to trust: of the file, or of this system. gRPC's own list would be neither."""
-    if ca_file is None:
-        return _system_authorities()
-    pem = _read("ca_file", ca_file)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    try:
-        context.load_verify_locations(cadata=pem.decode("ascii"))
-    except (ssl.SSLError, ValueError) as error:
-        reason = _reason(error) if isinstance(error, ssl.SSLError) else "not text"
-        raise TlsFilesUnusable(
-            f"ca_file {ca_file} cannot be used ({reason}); it must hold certificates of authorities in PEM"
-        ) from None
-    return pem
+    return _system_authorities() if ca_file is None else _read("ca_file", ca_file)
 
 
 def _system_authorities() -> bytes:
@@ -103,7 +71,3 @@ def _read(name: str, path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise TlsFilesUnusable(f"{name} {path} cannot be read ({error.strerror})") from None
-
-
-def _reason(error: ssl.SSLError) -> str:
-    return (error.reason or "no PEM").lower().replace("_", " ")

@@ -22,10 +22,10 @@ from pyetcd import etcdrpc
 
 from killswitch.stores.etcd import failures
 from killswitch.stores.etcd.login import REQUIRE_LEADER, Metadata, TokenKeeper
-from killswitch.stores.etcd.tls import TlsFilesUnusable
 from killswitch.stores.front import end_of_prefix, key_bytes, key_text
 from killswitch.stores.port import Entry, OnChange, OnGap
 from killswitch.stores.timing import MILLISECONDS_PER_S, NANOSECONDS_PER_MS
+from killswitch.stores.tls import TlsFilesUnusable
 from killswitch.stores.watching import ServerWatch, WatchSettings
 
 PROGRESS_EVERY_MS = 1_000

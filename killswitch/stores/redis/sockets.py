@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from killswitch.stores.timing import Deadline
+from killswitch.stores.urls import host_and_port
 
 Addresses = list[tuple[Any, ...]]
 
@@ -108,9 +109,7 @@ class Dialler:
     """
 
     def __init__(self, server: str, resolver: Resolver, tls: ssl.SSLContext | None, server_name: str | None) -> None:
-        host, _, port = server.rpartition(":")
-        self.host = host.strip("[]")
-        self.port = int(port)
+        self.host, self.port = host_and_port(server)
         self._resolver = resolver
         self._tls = tls
         self._server_name = server_name or self.host

@@ -7,7 +7,6 @@ Lua scripts and indexes (``scripts``). What Redis does not promise cannot be mad
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,7 +20,8 @@ from killswitch.stores.redis.scripts import REFUSED, Calls
 from killswitch.stores.redis.sockets import Resolver
 from killswitch.stores.redis.transport import RedisTransport
 from killswitch.stores.redis.watch import LOOK_EVERY_MS, RedisWatch, RedisWatchSettings
-from killswitch.stores.urls import StoreUrl, TlsFiles
+from killswitch.stores.tls import client_context
+from killswitch.stores.urls import StoreUrl
 
 # A read sees at once that a lease has run out. A watch hears of it when one of them looks, every half second; the rest
 # is for a machine that is busy.
@@ -70,7 +70,7 @@ def open_redis(
     """
     with_sentinel = url.scheme.endswith("+sentinel")
     name, database = _path(url, with_sentinel=with_sentinel)
-    tls = _tls_context(url.tls) if url.tls is not None else None
+    tls = client_context(url.tls) if url.tls is not None else None
     resolver = Resolver()
     server_name = url.tls.server_name if url.tls is not None else None
     settings = LinkSettings(login=url.login, database=database, tls=tls, server_name=server_name, resolver=resolver)
@@ -246,23 +246,6 @@ def _path(url: StoreUrl, *, with_sentinel: bool) -> tuple[str, int]:
     if len(parts) > 1 or (parts and not (parts[0].isascii() and parts[0].isdecimal())):
         raise ValueError(f"{url.path!r} names no database of Redis; write its number, {form}, or nothing for 0")
     return name, int(parts[0]) if parts else 0
-
-
-def _tls_context(files: TlsFiles) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=files.ca_file)
-    except OSError as error:
-        raise ValueError(f"ca_file {files.ca_file} holds no certificates in PEM form ({error})") from None
-    if files.cert_file is not None:
-        try:
-            # Without this a key with a passphrase would ask for it on the terminal.
-            context.load_cert_chain(files.cert_file, files.key_file, password=lambda: "")
-        except OSError as error:
-            raise ValueError(
-                f"cert_file {files.cert_file} and key_file {files.key_file} are not a certificate and its key, without "
-                f"a passphrase, in PEM form ({error})"
-            ) from None
-    return context
 
 
 def _guarantees(*, with_sentinel: bool, wait_replicas: int) -> Guarantees:

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 from killswitch.stores.timing import Deadline
-from killswitch.stores.urls import TlsFiles
+from killswitch.stores.tls import TlsFilesUnusable, client_context
+from killswitch.stores.urls import TlsFiles, host_and_port
 
 COMMAND_CHUNK_BYTES = 8_192
 
@@ -48,7 +49,9 @@ def dial(
             plain.connect(where)
         _await(ready([], [plain], deadline))
         _check_connected(plain)
-        return plain if tls is None else _shake_hands(plain, tls.server_name or _host(server), tls, deadline, ready)
+        if tls is None:
+            return plain
+        return _shake_hands(plain, tls.server_name or host_and_port(server)[0], tls, deadline, ready)
     except BaseException:
         plain.close()
         raise
@@ -60,8 +63,7 @@ def command(server: str, word: str, tls: TlsFiles | None, deadline: Deadline) ->
     Raises:
         OSError: nothing, in time.
     """
-    host, port = _host(server), int(server.rpartition(":")[2])
-    with dial((host, port), server, tls, deadline, _select) as asking:
+    with dial(host_and_port(server), server, tls, deadline, _select) as asking:
         asking.sendall(word.encode())
         told = b""
         while True:
@@ -75,23 +77,6 @@ def command(server: str, word: str, tls: TlsFiles | None, deadline: Deadline) ->
             told += chunk
 
 
-def tls_context(tls: TlsFiles) -> ssl.SSLContext:
-    """Whom to trust and who we are. Read anew for each connection, so that renewed certificates are taken up.
-
-    Raises:
-        OSError: a file cannot be read or holds no certificate or key.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    if tls.ca_file is None:
-        context.load_default_certs(ssl.Purpose.SERVER_AUTH)
-    else:
-        context.load_verify_locations(tls.ca_file)
-    if tls.cert_file is not None:
-        # An encrypted key is refused: a prompt for its password would wait for ever.
-        context.load_cert_chain(tls.cert_file, tls.key_file, password="")
-    return context
-
-
 def reason(error: OSError) -> str:
     """Why there is no connection, in a few words."""
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -102,7 +87,12 @@ def reason(error: OSError) -> str:
 
 
 def _shake_hands(plain: socket.socket, name: str, tls: TlsFiles, deadline: Deadline, ready: Ready) -> ssl.SSLSocket:
-    secure = tls_context(tls).wrap_socket(plain, server_hostname=name, do_handshake_on_connect=False)
+    try:
+        # Read anew for each connection, so that renewed certificates are taken up.
+        context = client_context(tls)
+    except TlsFilesUnusable as error:
+        raise OSError(str(error)) from None
+    secure = context.wrap_socket(plain, server_hostname=name, do_handshake_on_connect=False)
     try:
         while not _handshake_done(secure, deadline, ready):
             continue
@@ -142,7 +132,3 @@ def _check_connected(plain: socket.socket) -> None:
     error = plain.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if error:
         raise OSError(error, os.strerror(error))
-
-
-def _host(server: str) -> str:
-    return server.rpartition(":")[0].strip("[]")

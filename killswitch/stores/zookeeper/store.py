@@ -15,11 +15,12 @@ from killswitch import clock
 from killswitch.stores.front import StoreFront, conflict
 from killswitch.stores.port import Entry, Guarantees, OnChange, OnGap, StoreError, StoreForbidden, StoreUnavailable
 from killswitch.stores.timing import Deadline
+from killswitch.stores.tls import client_context
 from killswitch.stores.urls import StoreUrl
 from killswitch.stores.zookeeper.channel import Channel
 from killswitch.stores.zookeeper.commit import Commit, Writer
 from killswitch.stores.zookeeper.connection import Connection, ConnectionSettings, SessionGone, Unanswered
-from killswitch.stores.zookeeper.dial import command, reason, tls_context
+from killswitch.stores.zookeeper.dial import command, reason
 from killswitch.stores.zookeeper.lease import LEASE_SLACK_MS, ZooKeeperLease, check_granted
 from killswitch.stores.zookeeper.names import KeyState, path_of, roots_of
 from killswitch.stores.zookeeper.read import read_key, scan
@@ -233,7 +234,4 @@ def _check_url(url: StoreUrl) -> None:
     if url.login is not None and ":" in url.login.username:
         raise ValueError("the user name of a ZooKeeper login has no ':'")
     if url.tls is not None:
-        try:
-            tls_context(url.tls)
-        except OSError as error:
-            raise ValueError(f"the TLS files of the ZooKeeper URL are of no use: {error}") from None
+        client_context(url.tls)

@@ -16,7 +16,6 @@ from pyetcd.etcdrpc.kv_pb2 import KeyValue
 from killswitch.stores import OutcomeUnknown, StoreForbidden, StoreUnavailable
 from killswitch.stores.etcd.store import EtcdStore
 from killswitch.stores.etcd.watch import prefix_range
-from killswitch.stores.timing import backoff_ms
 from killswitch.stores.urls import Login
 from tests.support.waiting import wait_until
 
@@ -411,15 +410,6 @@ def test_a_server_that_drops_every_watch_is_not_asked_without_end(servers: list[
         wait_until(lambda: servers[0].watches >= 5, what="five attempts")
     # The fourth pause is of 200 to 400 ms; without growth it would be of 25 to 50.
     assert servers[0].watched_at_s[4] - servers[0].watched_at_s[3] >= 0.2
-
-
-@pytest.mark.parametrize("chance", [0.0, 0.5, 1.0])
-def test_backoff_doubles_up_to_its_cap_and_never_falls_below_half(chance: float) -> None:
-    """Whatever chance says a pause is between half of the doubled first one and the cap."""
-    for attempt in [*range(20), 10_000]:
-        pause_ms = backoff_ms(attempt, cap_ms=1_000, chance=chance)
-        longest_ms = min(1_000, 50 * 2 ** min(attempt, 20))
-        assert longest_ms / 2 <= pause_ms <= longest_ms
 
 
 @pytest.mark.parametrize(
