@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-cluster lint types check breaks fuzz bench clean
+.PHONY: help install demo test test-cluster lint types check breaks fuzz bench docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,13 @@ fuzz: install ## every law on random examples, for MINUTES (10); SEED=N tries th
 
 bench: install ## figures, each beside its baseline in the same run
 	$(BIN)/python -m tests.bench
+
+docs: $(VENV)/.docs ## the documents as a site, in build/site; every link must lead somewhere
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@touch $@
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

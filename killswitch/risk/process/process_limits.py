@@ -59,8 +59,9 @@ class ProcessLimits:
         session_clock: minutes since midnight, for limits by time of day; without one the ``time_zone`` of the schedule
             is followed, and without that such limits are at their tightest all day.
         registry: where the metrics are.
-        policy, breaker: of the account that this process trades on, asked before every order; whoever has them feeds
-            them and closes them.
+        policy: of the account that this process trades on, asked before every order; whoever has it feeds it and
+            closes it.
+        breaker: likewise.
         clock: deadline clock.
         wall_clock: the time for people.
 

@@ -7,7 +7,9 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,14 @@ from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
 README = ROOT / "README.md"
-DOCUMENTS = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+DECISIONS = ROOT / "docs" / "decisions"
+DOCUMENTS = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / ".github").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "tests" / "README.md",
+]
 GATE_PATH = "/dev/shm/killswitch/prod/gate"
 LINK_PATH = "/run/killswitch/prod/agent.sock"
 
@@ -265,6 +274,78 @@ def test_the_second_example_cancels_when_the_gate_closes_without_an_agent(writer
     finally:
         names["link"].close()
         names["gate"].close()
+
+
+# -- what people look for first -----------------------------------------------------------------------------------
+
+
+def test_the_documents_that_people_look_for_are_there() -> None:
+    there = {path.name for path in ROOT.glob("*.md")}
+    assert there >= {"README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"}
+
+
+def test_the_index_of_decisions_is_complete() -> None:
+    """Every decision has a line with its title, in order, and every number is taken once."""
+    pages = sorted(path for path in DECISIONS.glob("*.md") if path.name != "README.md")
+    titles = [path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ") for path in pages]
+    lines = [f"| [{path.name[:4]}]({path.name}) | {title[6:]} |" for path, title in zip(pages, titles, strict=True)]
+    index = (DECISIONS / "README.md").read_text(encoding="utf-8")
+    assert [line for line in index.splitlines() if line.startswith("| [")] == lines
+    assert [title[:6] for title in titles] == [f"{number:04}: " for number in range(1, len(pages) + 1)]
+
+
+def test_the_break_that_contributing_shows_is_carried_out() -> None:
+    (block,) = fenced(CONTRIBUTING, "toml")
+    (shown,) = tomllib.loads(block)["break"]
+    (real,) = (broken for broken in BREAKS if broken.what == shown["what"])
+    assert {name: value.strip() if isinstance(value, str) else tuple(value) for name, value in shown.items()} == {
+        "what": real.what, "path": real.path, "old": real.old.strip(), "new": real.new.strip(),
+        "run": real.run, "red": real.red,
+    }  # fmt: skip
+
+
+def test_the_four_places_to_begin_with_are_where_contributing_says() -> None:
+    """What stands in each of the four files is what the name beside it promises."""
+    rows = dict(re.findall(r"^\| (.+?) \| `(.+?)` \|$", CONTRIBUTING.read_text(encoding="utf-8"), re.MULTILINE))
+    holds = {
+        "the price collar": "class PriceCollar",
+        "the etcd watch": "Watch",
+        "the gate's byte layout": "OPEN_UNTIL_OFFSET",
+        "the leader's rules": "rule",
+    }
+    assert set(rows) == set(holds)
+    assert [what for what, word in holds.items() if word not in (ROOT / rows[what]).read_text(encoding="utf-8")] == []
+
+
+@pytest.mark.parametrize(
+    ("page", "package"),
+    [
+        ("killswitch", "killswitch"),
+        ("link", "killswitch.link"),
+        ("risk-*", "killswitch.risk"),
+        ("stores", "killswitch.stores"),
+    ],
+)
+def test_the_site_shows_every_public_name(page: str, package: str) -> None:
+    text = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "reference").glob(f"{page}.md"))
+    shown = re.findall(r"^::: (\S+)$", text, re.MULTILINE)
+    names = [f"{package}.{name}" for name in import_module(package).__all__ if not name.startswith("__")]
+    assert sorted(shown) == sorted(names)
+
+
+def test_hooks_and_hosted_checks_call_what_is_there() -> None:
+    """Nothing is downloaded by a hook, and hosted CI runs the script and targets of this repository."""
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    assert [repo["repo"] for repo in hooks] == ["local"]
+    assert all(hook["entry"].startswith(".venv/bin/") for repo in hooks for hook in repo["hooks"])
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))["jobs"]
+    lines = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    assert any(".ci/run" in line for line in lines)
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {line.split()[1] for line in lines if line.startswith("make ")} <= targets
+    oldest = re.search(r'requires-python = ">=(.+)"', (ROOT / "pyproject.toml").read_text())
+    assert oldest is not None
+    assert jobs["versions"]["strategy"]["matrix"]["python"][0] == oldest.group(1)
 
 
 def test_each_promise_names_breaks_that_are_carried_out() -> None:
