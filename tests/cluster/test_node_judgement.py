@@ -188,7 +188,7 @@ def test_unknown_is_frozen_when_a_router_is_connected_and_says_nothing(make_node
 
 
 def test_a_derisk_of_the_policy_lets_pass_what_reduces_and_nothing_else(make_node_lab: Callable[..., NodeLab]) -> None:
-    """Section E: in MID 120 % of equity is a soft derisk; here a freeze in which only what reduces passes."""
+    """In MID 120 % of equity is a soft derisk; here a freeze in which only what reduces passes."""
     rules = {"session": {"calendar": "24/7"}, "exposure": {"buckets": {"MM_PURE": {"max_pct": 200.0}}}}
     cluster = make_node_lab(ACCOUNT, rules=rules)
     cluster.report(quantity=2.9)  # 116 %

@@ -224,7 +224,7 @@ class PolicyRig:
 WIDE = {"exposure": {"buckets": {"MM_PURE": {"max_pct": 500.0}}}}
 
 
-def test_section_e_scenarios_a_to_e_on_a_node() -> None:
+def test_the_five_policy_scenarios_on_a_node() -> None:
     rig = PolicyRig(**WIDE)
     rig.now = moment(500.0, minutes_from_open=5.0)
     assert rig.judge(120.0) == [], "A: open, 120 %: activity is allowed"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,13 @@ def options_of(command: click.Command) -> set[str]:
     return {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
 
 
+@cache
+def all_tests() -> frozenset[str]:
+    """The names of all tests."""
+    sources = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    return frozenset(re.findall(r"def (test_\w+)", sources))
+
+
 def slug(heading: str) -> str:
     """The anchor that GitHub gives a heading."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower().replace("`", "")).replace(" ", "-")
@@ -153,12 +161,11 @@ def test_every_relative_link_leads_somewhere(document: Path) -> None:
 
 @named
 def test_every_file_and_test_that_is_named_exists(document: Path) -> None:
-    tests = set(re.findall(r"def (test_\w+)", "\n".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))))
     for text in inline(document):
         if SOURCE.match(text):
             assert (ROOT / text).exists(), f"{document.name}: there is no {text}"
         if re.fullmatch(r"test_\w+", text):
-            assert text in tests, f"{document.name}: there is no test {text}"
+            assert text in all_tests(), f"{document.name}: there is no test {text}"
 
 
 def test_every_metric_and_log_event_of_the_runbook_exists(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,11 +29,17 @@ IN_CORE = {
 SAYS_NOTHING = {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
 
 
+@cache
+def parsed(folder: str) -> tuple[tuple[Path, ast.Module], ...]:
+    """Every Python file of one folder, parsed once."""
+    paths = [path.relative_to(ROOT) for path in sorted((ROOT / folder).rglob("*.py"))]
+    return tuple((path, ast.parse((ROOT / path).read_text(encoding="utf-8"), str(path))) for path in paths)
+
+
 def sources(*folders: str) -> Iterator[tuple[Path, ast.Module]]:
-    """Every Python file of these folders, parsed."""
+    """Every Python file of these folders."""
     for folder in folders:
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            yield path.relative_to(ROOT), ast.parse(path.read_text(encoding="utf-8"), str(path))
+        yield from parsed(folder)
 
 
 def imported(tree: ast.Module, package: str) -> set[str]:
@@ -119,7 +126,8 @@ def test_no_folder_holds_more_than_twenty_files() -> None:
 
 def test_nothing_has_a_name_that_says_nothing() -> None:
     """A module or folder called utils is where things go whose place nobody has thought about."""
-    assert [str(path) for path, _ in sources(*PRODUCT, "tests") if SAYS_NOTHING & {*path.parts, path.stem}] == []
+    paths = [path.relative_to(ROOT) for folder in (*PRODUCT, "tests") for path in (ROOT / folder).rglob("*.py")]
+    assert [str(path) for path in paths if SAYS_NOTHING & {*path.parts, path.stem}] == []
 
 
 def answers_for_itself(handler: ast.ExceptHandler) -> bool:

@@ -257,7 +257,7 @@ def test_unknown_is_frozen__one_symbol_more_than_can_be_followed_is_a_breach(mon
 # ---- old and new names of a setting
 
 
-def test_the_seeds_two_names_of_a_limit_are_never_taken_together() -> None:
+def test_two_names_of_one_limit_are_never_taken_together() -> None:
     good = {"max_inventory_usd": 1.0, "max_total_notional": 1.0, "edge_freeze_threshold_bps": 1.0}
     for other in ("max_inventory_usd_per_symbol", "max_total_notional_usd"):
         with pytest.raises(ValidationError, match=other):

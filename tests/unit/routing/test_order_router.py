@@ -729,7 +729,7 @@ def test_a_cancel_always_passes__controls_that_raise_are_not_in_its_way(rig: Rig
     assert rig.monitor.is_frozen()
 
 
-# ---- the acceptance scenario of section A, with the real router
+# ---- the acceptance scenario of the runtime monitor, with the real router
 
 
 def test_acceptance__edge_collapse_cancels_three_working_orders(rig: Rig) -> None:

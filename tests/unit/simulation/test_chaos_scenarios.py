@@ -1,4 +1,4 @@
-"""The five chaos scenarios of section B: each a verdict, equal to the byte for one seed, and able to fail."""
+"""The five chaos scenarios of the account: each a verdict, equal to the byte for one seed, and able to fail."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def text(seed: int, name: str = "all") -> str:
     return report(run_chaos(name, seed=seed), seed=seed, start=FIXED_START, version="1")
 
 
-def test_the_scenarios_are_those_of_the_seed() -> None:
+def test_the_scenarios_are_five_in_this_order() -> None:
     assert list(CHAOS) == NAMES
     with pytest.raises(NoSuchScenario, match="fat_finger"):
         run_chaos("flood")
@@ -52,7 +52,7 @@ def test_each_scenario_holds_and_says_what_it_checked(name: str) -> None:
     assert len(run.checks) >= 4
 
 
-def test_figures_of_the_seed() -> None:
+def test_figures_of_the_five_scenarios() -> None:
     runs = {run.name: run.to_json() for run in run_chaos("all", seed=1)}
     normal = runs["normal"]
     assert (normal["warnings"], normal["kills"], normal["events"]) == (0, 0, [])

@@ -1,4 +1,4 @@
-"""Section B of the seed systems, line by line: drawdown and leverage per tick, with a circuit breaker behind."""
+"""The account, line by line: drawdown and leverage per tick, with a circuit breaker behind."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Stage:
 # ---- AccountState
 
 
-def test_account_state_has_the_fields_of_the_seed() -> None:
+def test_account_state_has_the_fields_that_its_users_know() -> None:
     assert AccountState._fields == (
         "timestamp", "balance", "open_pnl", "closed_pnl", "total_pnl", "positions", "total_exposure", "leverage",
         "drawdown", "drawdown_pct", "alert_level",
@@ -125,7 +125,7 @@ def test_timestamps_are_rfc_3339_with_microseconds() -> None:
 # ---- the door: breaker, path of the config, initial balance
 
 
-def test_the_seeds_door_takes_breaker_config_path_and_initial_balance(tmp_path: Path) -> None:
+def test_the_constructor_takes_breaker_config_path_and_initial_balance(tmp_path: Path) -> None:
     path = tmp_path / "risk.yaml"
     path.write_text("max_daily_drawdown: 0.05\ndrawdown_warning: 0.04\n")
     breaker = CircuitBreaker(registry=CollectorRegistry())
@@ -142,7 +142,7 @@ def test_the_seeds_door_takes_breaker_config_path_and_initial_balance(tmp_path: 
 SHIPPED = Path(__file__).resolve().parents[4] / "config" / "risk_limits.yaml"
 
 
-def test_the_seeds_door_takes_the_file_that_ships_and_holds_the_figures_of_section_b() -> None:
+def test_the_constructor_takes_the_file_that_ships_and_holds_its_figures() -> None:
     monitor = RiskMonitor(None, str(SHIPPED), 100_000.0, registry=CollectorRegistry())
     limits = monitor.limits
     assert type(limits) is AccountLimits
@@ -155,7 +155,7 @@ def test_the_seeds_door_takes_the_file_that_ships_and_holds_the_figures_of_secti
     assert monitor.circuit_breaker.state == "ENGAGED"
 
 
-def test_the_seeds_door_takes_its_part_of_a_file_for_everybody_and_refuses_one_that_is_wrong_anywhere(
+def test_the_constructor_takes_its_part_of_a_file_for_everybody_and_refuses_one_that_is_wrong_anywhere(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "risk.yaml"
@@ -186,7 +186,7 @@ def test_limits_are_given_once_and_a_wall_clock_must_tell_the_time(tmp_path: Pat
 # ---- YAML config
 
 
-def test_the_keys_of_the_seed_and_their_defaults() -> None:
+def test_the_names_of_the_limits_and_their_defaults() -> None:
     limits = AccountLimits()
     assert (limits.max_daily_drawdown, limits.drawdown_warning) == (0.02, 0.01)
     assert (limits.max_account_leverage, limits.leverage_warning) == (5.0, 3.0)

@@ -1,4 +1,4 @@
-"""Section B of the seed systems: breaker, the five chaos scenarios with their figures, what was asked next."""
+"""Breaker, the five chaos scenarios with their figures, and what users of the account asked for next."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_lock_between_processes_can_be_turned_off(tmp_path: Path, file_lock:
     assert (tmp_path / "state.json.lock").exists() is file_lock
 
 
-# ---- the five chaos scenarios, each with the figures of the seed
+# ---- the five chaos scenarios, each with its figures
 
 
 def test_normal__ten_ticks_of_10_usd_no_alert_no_kill() -> None:

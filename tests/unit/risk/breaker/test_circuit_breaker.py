@@ -441,7 +441,7 @@ def shared(folder: Path, **changes: Any) -> BreakerSettings:
     return rules
 
 
-def test_the_seed_breaker__safe_engaged_and_engage_with_reason_and_metadata() -> None:
+def test_the_bare_breaker__safe_engaged_and_engage_with_reason_and_metadata() -> None:
     told: list[BreakerTransition] = []
     breaker = make(on_transition=told.append)
     assert breaker.state == "SAFE"

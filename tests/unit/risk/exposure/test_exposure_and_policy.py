@@ -1,4 +1,4 @@
-"""Section E of the seed systems, line by line: exposure, the policy decision table, and the scenario runner."""
+"""Exposure and policy, line by line: the book, the policy decision table, and the scenario runner."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ TABLE = PolicyDecisionTable()
 LONDON = zoneinfo.ZoneInfo("Europe/London")
 
 
-def seed_book() -> ExposureBook:
-    """Equity 1,000: LT 400 long and 100 short, MM_PURE 50 short, in the 22 groups of the seed."""
+def mixed_book() -> ExposureBook:
+    """Equity 1,000: LT 400 long and 100 short, MM_PURE 50 short, in 22 groups."""
     groups = {f"group{number:02d}": [f"S{number:02d}"] for number in range(22)}
     book = ExposureBook(ExposureSettings(groups=groups))
     book.set_equity(1_000.0)
@@ -58,14 +58,14 @@ def seed_book() -> ExposureBook:
 
 def test_gross_exposure_is_long_and_short_over_equity() -> None:
     """`gross_exposure_pct = (|long| + |short|) / equity * 100`, long and short parts."""
-    figures = seed_book().figures()
+    figures = mixed_book().figures()
     assert figures.gross_exposure_pct == 55.0  # (400 + 100 + 50) / 1,000 * 100
     assert (figures.long_exposure_pct, figures.short_exposure_pct, figures.net_exposure_pct) == (40.0, 15.0, 25.0)
 
 
 def test_buckets_have_current_potential_target_and_max() -> None:
     """`LT` (target 80, max 90), `MM_PURE` (target 20, max 30); potential with all working orders filled, worst case."""
-    book = seed_book()
+    book = mixed_book()
     book.on_order("o1", "S00", "buy", 1, 100.0, bucket="LT")
     book.on_order("o2", "S01", "buy", 3, 100.0, bucket="LT")
     book.on_order("o3", "S02", "sell", 1, 100.0, bucket="MM_PURE")
@@ -76,14 +76,14 @@ def test_buckets_have_current_potential_target_and_max() -> None:
 
 def test_exposure_per_group() -> None:
     """Exposure per group, 22 groups."""
-    groups = seed_book().groups()
+    groups = mixed_book().groups()
     assert len([name for name in groups if name.startswith("group")]) == 22
     assert (groups["group00"].gross_exposure_pct, groups["group01"].net_exposure_pct) == (40.0, -10.0)
     assert groups["group21"].gross_exposure_pct == 0.0
 
 
 def test_open_orders_potential() -> None:
-    book = seed_book()
+    book = mixed_book()
     assert book.figures().open_orders_potential == 0.0
     book.on_order("o1", "S00", "buy", 1, 100.0, bucket="LT")
     assert book.figures().open_orders_potential == 10.0
@@ -98,7 +98,7 @@ def test_hard_cap_of_130_gross(regime: Regime) -> None:
 # ---- the decision table
 
 
-def test_the_arguments_of_decide_are_the_seeds_in_its_order() -> None:
+def test_the_arguments_of_decide_stand_in_the_order_that_callers_use() -> None:
     decided = TABLE.decide(
         regime="LATE",
         gross_exposure_pct=115.0,
@@ -115,7 +115,7 @@ def test_the_arguments_of_decide_are_the_seeds_in_its_order() -> None:
     assert "115 %" in reason.sentence
 
 
-def test_the_modes_are_the_seeds() -> None:
+def test_the_modes_and_regimes_are_those_that_callers_know() -> None:
     assert [mode.name for mode in PolicyMode] == ["NORMAL", "THROTTLE_NEW_ORDERS", "SOFT_DERISK", "HARD_DERISK"]
     assert [regime.name for regime in Regime] == ["OPEN", "EARLY", "MID", "LATE", "CLOSE"]
 
@@ -160,7 +160,7 @@ def test_late_from_16_15_and_hard_at_16_28_by_a_named_calendar(
 
 def test_throttle_never_forces_a_sale() -> None:
     """`THROTTLE_NEW_ORDERS`: only the potential would pass a limit."""
-    book = seed_book()
+    book = mixed_book()
     book.on_order("o1", "S00", "buy", 9, 100.0, bucket="LT")
     mode, reason = decide_for(TABLE, book.figures(), Regime.MID, 200.0)
     assert mode is PolicyMode.THROTTLE_NEW_ORDERS
@@ -169,7 +169,7 @@ def test_throttle_never_forces_a_sale() -> None:
 
 
 def test_soft_derisk_is_limit_orders_a_cent_from_the_last_trade() -> None:
-    book = seed_book()
+    book = mixed_book()
     decided = TABLE.decide("LATE", 115.0, 115.0, 86.0, 86.0, 29.0, 29.0, 14.0)
     quotes = {symbol: Quote(100.0) for symbol in ("S00", "S01", "S02")}
     plan = derisk_plan(*decided, book.positions(), quotes, market_open=True)
@@ -180,7 +180,7 @@ def test_soft_derisk_is_limit_orders_a_cent_from_the_last_trade() -> None:
 
 
 def test_hard_derisk_crosses_the_spread_ten_per_cent_a_step() -> None:
-    book = seed_book()
+    book = mixed_book()
     decided = TABLE.decide("MID", 131.0, 131.0, 90.0, 90.0, 30.0, 30.0, 200.0)
     quotes = {symbol: Quote(100.0, 99.0, 101.0) for symbol in ("S00", "S01", "S02")}
     plan = derisk_plan(*decided, book.positions(), quotes, market_open=True)
@@ -193,7 +193,7 @@ def test_hard_derisk_crosses_the_spread_ten_per_cent_a_step() -> None:
 
 
 def test_ten_to_twenty_per_cent_of_the_lt_inventory_may_be_rotated() -> None:
-    found = inventory_rotation(PolicyMode.NORMAL, seed_book().positions())
+    found = inventory_rotation(PolicyMode.NORMAL, mixed_book().positions())
     assert [(one.symbol, one.least, one.most) for one in found] == [
         ("S00", Decimal("0.4"), Decimal("0.8")),
         ("S01", Decimal("0.1"), Decimal("0.2")),
@@ -201,7 +201,7 @@ def test_ten_to_twenty_per_cent_of_the_lt_inventory_may_be_rotated() -> None:
 
 
 def test_a_mode_becomes_a_freeze_in_the_words_of_the_cluster() -> None:
-    book, told = seed_book(), []
+    book, told = mixed_book(), []
     monitor = PolicyMonitor(book, TABLE, moment=lambda: AlwaysOpen().at(0), on_mode=told.append)
     monitor.evaluate()
     book.set_equity(400.0)
@@ -292,7 +292,7 @@ def test_scenario_e_has_a_potential_of_135() -> None:
     assert step["potential_exposure_pct"] == 135.0
 
 
-def test_the_package_names_what_a_user_of_section_e_needs() -> None:
+def test_the_package_names_what_a_user_of_exposure_and_policy_needs() -> None:
     wanted = {"ExposureBook", "PolicyDecisionTable", "PolicyMode", "Regime", "load_risk_rules", "SessionClock"}
     assert wanted <= set(risk.__all__)
     assert all(hasattr(risk, name) for name in risk.__all__)

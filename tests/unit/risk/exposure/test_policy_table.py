@@ -1,4 +1,4 @@
-"""The decision table: the seed's cells, its laws, what is not known, and what a mode means for the cluster."""
+"""The decision table: its cells, its laws, what is not known, and what a mode means for the cluster."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def regime(name: str, text: str, zone: dt.tzinfo) -> str:
         ("23:00", "CLOSE"),
     ],
 )
-def test_the_seeds_clock_holds_in_london_on_both_sides_of_summer_time(day: str, clock: str, expected: str) -> None:
+def test_the_clock_of_the_day_holds_in_london_on_both_sides_of_summer_time(day: str, clock: str, expected: str) -> None:
     assert regime("XLON", f"{day}T{clock}", LONDON) == expected
 
 

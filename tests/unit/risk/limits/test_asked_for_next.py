@@ -1,4 +1,4 @@
-"""Section A of the seed systems, what its users asked for next: each line, through the doors that they would use."""
+"""What users of the runtime monitor asked for next: each line, through the calls that they would use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Section A of the seed systems, prices: what is held and sold is worth what the market says, where it says so."""
+"""Prices of the runtime monitor: what is held and sold is worth what the market says, where it says so."""
 
 from __future__ import annotations
 
@@ -298,7 +298,7 @@ def test_unknown_is_frozen__a_market_order_of_a_symbol_without_a_price_is_refuse
     assert m.knows_price("A")
     assert m.reserve("2", "A", "sell", 1.0) is None  # one must be able to get out
     assert not m.is_frozen()
-    assert monitor().explain_order("A", "buy", 1.0) is None  # the seed's 1.0 for every symbol, where nobody asked
+    assert monitor().explain_order("A", "buy", 1.0) is None  # 1.0 for every symbol, where nobody asked
 
 
 def test_a_monitor_with_a_source_of_marks_asks_it_and_takes_no_others() -> None:

@@ -1,4 +1,4 @@
-"""Section A of the seed systems, line by line: RuntimeRiskMonitor, pre-trade limits and automatic freeze."""
+"""The runtime monitor, line by line: RuntimeRiskMonitor, pre-trade limits and automatic freeze."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def test_an_order_that_only_reduces_passes_above_a_limit_but_not_a_freeze() -> N
 
 
 @pytest.mark.parametrize("side", ["buy", "BUY", "Buy", "sell", "SELL", "Sell"])
-def test_sides_in_every_spelling_of_the_seeds(side: str) -> None:
+def test_sides_in_every_spelling_that_callers_use(side: str) -> None:
     m = monitor()
     assert m.check_before_order("A", side, 1.0, 1.0)
     m.on_fill("A", side, 1.0, 1.0)

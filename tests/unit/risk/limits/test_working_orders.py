@@ -253,7 +253,7 @@ def test_potential_exposure_is_what_is_limited() -> None:
     assert m.get_potential_notional() == 10.0
 
 
-def test_the_seeds_doors_mean_what_they_meant_for_whoever_reserves_nothing() -> None:
+def test_check_and_fill_mean_what_they_meant_for_whoever_reserves_nothing() -> None:
     m = monitor()
     for _ in range(3):
         assert m.check_before_order("A", "buy", 8.0, 1.0)

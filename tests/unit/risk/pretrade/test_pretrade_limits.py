@@ -1,4 +1,4 @@
-"""Limits by symbol, time of day and volatility; the warning ladder; what-if: what section A's users asked for next."""
+"""Limits by symbol, time of day and volatility; the warning ladder; what-if: asked for by those who use the monitor."""
 
 from __future__ import annotations
 
