@@ -294,8 +294,8 @@ class Lab:
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without settings of whoever runs the tests."""
-    return {key: value for key, value in os.environ.items() if not key.startswith("KILLSWITCH_")}
+    """The environment without settings of whoever runs the tests, and without the width of their terminal."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("KILLSWITCH_") and key != "COLUMNS"}
 
 
 def _is_zombie(pid: int) -> bool:

@@ -189,6 +189,8 @@ def test_a_second_agent_does_not_answer_for_the_node_whose_name_it_waits_for(mak
     assert lab.cluster.acks()["n1"].epoch < done.json["epoch"]
     lab.processes["n1"].resume()
     wait_until(lambda: lab.cluster.acks()["n1"].epoch == done.json["epoch"], what="the ack of the node itself")
+    # The first ack says that the gate is closed; it is complete once the router has answered.
+    wait_until(lambda: lab.cluster.acks()["n1"].complete, what="the answer of its router")
     assert lab.cluster.acks()["n1"].orders_cancelled == 4
     router.close()
 

@@ -61,6 +61,8 @@ def controls(monitor: RuntimeRiskMonitor | None = None, **sections: Any) -> PreT
         "duplicates": {"max_same_orders": 1_000},
         "repeated_executions": {"max_executions": 1_000},
         "daily": {"max_orders": 1_000, "max_losses": 1_000, "max_loss_usd": 1e6},
+        # Their clock is the machine's own, which may be busy elsewhere.
+        "control_budget_ms": 60_000.0,
     }
     return PreTradeControls(
         PreTradeSettings.model_validate({**wide, **sections}),

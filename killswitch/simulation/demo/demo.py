@@ -40,7 +40,7 @@ from killswitch.simulation.demo.demo_judgement import (
     certificate_faults,
     closing_faults,
     freeze_faults,
-    refused_attempts,
+    refused_by_gate,
     sequence_faults,
 )
 from killswitch.simulation.demo.demo_options import DemoOptions, option_faults
@@ -242,7 +242,7 @@ class Demo:
         certificate = record.model_dump(mode="json")
         seen = self._require_venue().summary()
         result.open_after_freeze = int(seen["open_orders"])
-        self._refused_at_certificate = {name: refused_attempts(body) for name, body in read_stats(self._setup).items()}
+        self._refused_at_certificate = {name: refused_by_gate(body) for name, body in read_stats(self._setup).items()}
         self._view.certificate(certificate)
         result.faults += certificate_faults(certificate, self._setup.nodes, self._options.kill_agent)
         if result.open_after_freeze:
@@ -377,9 +377,7 @@ class Demo:
 
     def _refusals_since_certificate(self) -> dict[str, int]:
         stats = read_stats(self._setup)
-        return {
-            name: refused_attempts(body) - self._refused_at_certificate.get(name, 0) for name, body in stats.items()
-        }
+        return {name: refused_by_gate(body) - self._refused_at_certificate.get(name, 0) for name, body in stats.items()}
 
     def _idle_routers(self) -> list[str]:
         return [name for name, refusals in self._refusals_since_certificate().items() if refusals <= 0]

@@ -88,6 +88,11 @@ def closing_faults(record: Mapping[str, Any], stats: Mapping[str, Mapping[str, A
     return faults
 
 
+def refused_by_gate(stats: Mapping[str, Any]) -> int:
+    """Attempts of a router that its gate refused. Its other controls refuse, too, and say nothing of a freeze."""
+    return int(stats.get("refused", {}).get("gate", 0))
+
+
 def refused_attempts(stats: Mapping[str, Any]) -> int:
     """Attempts of a router that were refused before anything was sent."""
     return sum(int(count) for cause, count in stats.get("refused", {}).items() if cause != "venue")
