@@ -64,9 +64,9 @@ def open_store(url: str, *, request_timeout_ms: int = 400, backoff_cap_ms: int =
             tls=parsed.tls,
         )
     if parsed.scheme in {"redis", "rediss", "redis+sentinel", "rediss+sentinel"}:
-        from killswitch.stores.redis.store import open_redis
+        from killswitch.stores.redis.store import RedisStore
 
-        return open_redis(parsed, request_timeout_ms=request_timeout_ms, backoff_cap_ms=backoff_cap_ms)
+        return RedisStore(parsed, request_timeout_ms=request_timeout_ms, backoff_cap_ms=backoff_cap_ms)
     if parsed.scheme in {"zookeeper", "zookeeper+tls"}:
         from killswitch.stores.zookeeper.store import ZooKeeperStore
 

@@ -20,8 +20,14 @@ from pyetcd import etcdrpc
 
 from killswitch import clock
 from killswitch.stores.etcd import failures
-from killswitch.stores.etcd import tls as tls_files
-from killswitch.stores.etcd.login import REQUIRE_LEADER, Metadata, TokenKeeper
+from killswitch.stores.etcd.credentials import (
+    REQUIRE_LEADER,
+    Metadata,
+    TokenKeeper,
+    channel_credentials,
+    channel_options,
+    fingerprint,
+)
 from killswitch.stores.front import closed_sentence, unknown
 from killswitch.stores.port import OutcomeUnknown, StoreForbidden, StoreUnavailable
 from killswitch.stores.timing import Deadline, in_turn
@@ -81,8 +87,8 @@ def open_channel(address: str, *, request_timeout_ms: int, backoff_cap_ms: int, 
     }
     if tls is None:
         return grpc.insecure_channel(address, options=list(options.items()))
-    options.update(tls_files.channel_options(tls))
-    return grpc.secure_channel(address, tls_files.channel_credentials(tls), options=list(options.items()))
+    options.update(channel_options(tls))
+    return grpc.secure_channel(address, channel_credentials(tls), options=list(options.items()))
 
 
 class Link:
@@ -107,7 +113,7 @@ class Link:
         self._tls = tls
         self._lock = threading.Lock()
         self._closed = False
-        self._files_as_read = tls_files.fingerprint(tls) if tls else ()
+        self._files_as_read = fingerprint(tls) if tls else ()
         self._connect(dial(address))
 
     def _connect(self, channel: Any) -> None:
@@ -134,7 +140,7 @@ class Link:
         if self._tls is None:
             return False
         with self._lock:
-            found = tls_files.fingerprint(self._tls)
+            found = fingerprint(self._tls)
             if self._closed or found == self._files_as_read:
                 return False
             try:

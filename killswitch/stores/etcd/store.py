@@ -2,8 +2,8 @@
 
 etcd fits the port closely: a version is the revision that a key was last modified at, a commit is a transaction that
 compares those, a lease is a lease. What needed care is in the other modules of this folder: whether a failed
-write can have happened (``channel``, ``failures``), watches that notice silence (``watch``), certificates (``tls``) and
-passwords (``login``).
+write can have happened (``channel``, ``failures``), watches that notice silence (``watch``), certificates and
+passwords (``credentials``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pyetcd import etcdrpc
 from killswitch import clock
 from killswitch.stores.etcd import channel as wire
 from killswitch.stores.etcd import failures
-from killswitch.stores.etcd.login import TokenKeeper
+from killswitch.stores.etcd.credentials import TokenKeeper
 from killswitch.stores.etcd.watch import PROGRESS_EVERY_MS, EtcdWatch, EtcdWatchSettings, prefix_range
 from killswitch.stores.front import LeaseFront, StoreFront, conflict, key_bytes, key_text
 from killswitch.stores.port import (

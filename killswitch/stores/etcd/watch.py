@@ -21,7 +21,7 @@ import grpc
 from pyetcd import etcdrpc
 
 from killswitch.stores.etcd import failures
-from killswitch.stores.etcd.login import REQUIRE_LEADER, Metadata, TokenKeeper
+from killswitch.stores.etcd.credentials import REQUIRE_LEADER, Metadata, TokenKeeper
 from killswitch.stores.front import end_of_prefix, key_bytes, key_text
 from killswitch.stores.port import Entry, OnChange, OnGap
 from killswitch.stores.timing import MILLISECONDS_PER_S, NANOSECONDS_PER_MS

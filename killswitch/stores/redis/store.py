@@ -60,40 +60,6 @@ _FENCED = (
 _UNFENCED = "an old primary that is cut off goes on answering those who still reach it; set wait_replicas."
 
 
-def open_redis(
-    url: StoreUrl, *, request_timeout_ms: int, backoff_cap_ms: int, look_every_ms: int = LOOK_EVERY_MS
-) -> RedisStore:
-    """The store that a URL names; sends nothing yet.
-
-    Raises:
-        ValueError: the path or a certificate is not understood.
-    """
-    with_sentinel = url.scheme.endswith("+sentinel")
-    name, database = _path(url, with_sentinel=with_sentinel)
-    tls = client_context(url.tls) if url.tls is not None else None
-    resolver = Resolver()
-    server_name = url.tls.server_name if url.tls is not None else None
-    settings = LinkSettings(login=url.login, database=database, tls=tls, server_name=server_name, resolver=resolver)
-    wait_replicas = url.wait_replicas if url.wait_replicas is not None else SENTINEL_REPLICAS * with_sentinel
-    confirmed = wait_replicas > 0
-    primary: Primary
-    if with_sentinel:
-        sentinel_settings = LinkSettings(login=url.sentinel_login, tls=tls, server_name=server_name, resolver=resolver)
-        primary = SentinelPrimary(url.servers, name, settings, sentinel_settings, confirmed=confirmed)
-    else:
-        primary = NamedPrimary(url.servers[0], settings, confirmed=confirmed)
-    return RedisStore(
-        primary,
-        address=url.address,
-        guarantees=_guarantees(with_sentinel=with_sentinel, wait_replicas=wait_replicas),
-        database=database,
-        request_timeout_ms=request_timeout_ms,
-        backoff_cap_ms=backoff_cap_ms,
-        wait_replicas=wait_replicas,
-        look_every_ms=look_every_ms,
-    )
-
-
 class RedisLease(LeaseFront):
     """A lease of :class:`RedisStore`."""
 
@@ -112,34 +78,34 @@ class RedisLease(LeaseFront):
 
 
 class RedisStore(StoreFront):
-    """The port on Redis; made by :func:`open_redis`. Opening one sends nothing; the first call connects.
+    """The port on Redis. Opening one sends nothing; the first call connects.
 
     Args:
-        primary: knows the way to the server that takes writes.
-        address: the URL, without secrets.
-        guarantees: what is declared.
-        database: number of the database.
+        url: the server, or the Sentinels and the name of the primary; number of the database; logins; TLS; how many
+            replicas confirm each request.
         request_timeout_ms: time that one call may take, finding the primary included.
         backoff_cap_ms: longest pause between two attempts of a watch to reconnect.
-        wait_replicas: how many replicas confirm each request.
         look_every_ms: how often a watch looks without having been told to.
         now_ns: clock of the time-outs.
+
+    Raises:
+        ValueError: the path or a TLS file is not understood.
     """
 
     def __init__(
         self,
-        primary: Primary,
+        url: StoreUrl,
         *,
-        address: str,
-        guarantees: Guarantees,
-        database: int,
-        request_timeout_ms: int,
-        backoff_cap_ms: int,
-        wait_replicas: int,
-        look_every_ms: int,
+        request_timeout_ms: int = 400,
+        backoff_cap_ms: int = 1_000,
+        look_every_ms: int = LOOK_EVERY_MS,
         now_ns: clock.NowNs = clock.now_ns,
     ) -> None:
-        super().__init__(address, guarantees)
+        with_sentinel = url.scheme.endswith("+sentinel")
+        wait_replicas = url.wait_replicas if url.wait_replicas is not None else SENTINEL_REPLICAS * with_sentinel
+        super().__init__(url.address, _guarantees(with_sentinel=with_sentinel, wait_replicas=wait_replicas))
+        name, database = _path(url, with_sentinel=with_sentinel)
+        primary = _primary(url, name, database, confirmed=wait_replicas > 0, now_ns=now_ns)
         self._calls = Calls(database, counted=wait_replicas > 0)
         self._transport = RedisTransport(
             primary, request_timeout_ms=request_timeout_ms, wait_replicas=wait_replicas, now_ns=now_ns
@@ -232,6 +198,20 @@ def _info(answer: Any) -> dict[str, str]:
         return {}
     lines = (line.partition(":") for line in answer.decode(errors="replace").splitlines() if ":" in line)
     return {name: value for name, _, value in lines}
+
+
+def _primary(url: StoreUrl, name: str, database: int, *, confirmed: bool, now_ns: clock.NowNs) -> Primary:
+    """The way to the server that takes writes: the one of the URL, or that which Sentinels call ``name``."""
+    alike = LinkSettings(
+        tls=client_context(url.tls) if url.tls is not None else None,
+        server_name=url.tls.server_name if url.tls is not None else None,
+        resolver=Resolver(),
+        now_ns=now_ns,
+    )
+    settings = replace(alike, login=url.login, database=database)
+    if not name:
+        return NamedPrimary(url.servers[0], settings, confirmed=confirmed)
+    return SentinelPrimary(url.servers, name, settings, replace(alike, login=url.sentinel_login), confirmed=confirmed)
 
 
 def _path(url: StoreUrl, *, with_sentinel: bool) -> tuple[str, int]:

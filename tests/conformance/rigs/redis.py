@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from testcontainers.core.container import DockerContainer
 
 from killswitch.stores import Store, open_store
-from killswitch.stores.redis.store import RedisStore, open_redis
+from killswitch.stores.redis.store import RedisStore
 from killswitch.stores.urls import parse_store_url
 from tests.conformance.rigs.base import BACKOFF_CAP_MS, PATIENT_MS, ContainerServer, owned_by_us, wait_until_serving
 from tests.conformance.rigs.network import free_port
@@ -36,7 +36,7 @@ def image_of_redis() -> str:
 
 def open_impatient_redis(url: str, *, request_timeout_ms: int = 400, alive_every_ms: int = 100) -> RedisStore:
     """A client with short time-outs; as :meth:`ServerRig.open_impatient`."""
-    return open_redis(
+    return RedisStore(
         parse_store_url(url),
         request_timeout_ms=request_timeout_ms,
         backoff_cap_ms=BACKOFF_CAP_MS,

@@ -12,9 +12,8 @@ import trustme
 from cryptography.hazmat.primitives import serialization
 
 from killswitch.stores import open_store
-from killswitch.stores.etcd import tls as _etcd_tls
+from killswitch.stores.etcd.credentials import _authorities, fingerprint
 from killswitch.stores.etcd.store import EtcdStore
-from killswitch.stores.etcd.tls import fingerprint
 from killswitch.stores.tls import TlsFilesUnusable
 from killswitch.stores.urls import TlsFiles
 
@@ -98,7 +97,7 @@ def test_without_an_authority_those_of_the_system_are_trusted(
 ) -> None:
     """As the URL says: not gRPC's own list, which no administrator of this machine has seen."""
     monkeypatch.setenv("SSL_CERT_FILE", str(papers.ca))
-    assert _etcd_tls._authorities(None) == papers.ca.read_bytes()
+    assert _authorities(None) == papers.ca.read_bytes()
     hashed = tmp_path / "hashed"
     hashed.mkdir()
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "absent"))
@@ -107,7 +106,7 @@ def test_without_an_authority_those_of_the_system_are_trusted(
     with pytest.raises(TlsFilesUnusable, match="this system names no authorities that it trusts; give ca_file"):
         EtcdStore(["h1:1"], tls=TlsFiles())
     (hashed / "0a1b2c3d.0").symlink_to(papers.ca)
-    assert _etcd_tls._authorities(None) == papers.ca.read_bytes()
+    assert _authorities(None) == papers.ca.read_bytes()
 
 
 def test_a_renewed_or_replaced_file_is_noticed(papers: Papers, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from killswitch import clock
 from killswitch.stores import OutcomeUnknown, Store, StoreForbidden, StoreUnavailable
 from killswitch.stores.redis.link import Link, LinkFailed, LinkSettings
-from killswitch.stores.redis.store import RedisStore, open_redis
+from killswitch.stores.redis.store import RedisStore
 from killswitch.stores.timing import Deadline
 from killswitch.stores.urls import parse_store_url
 from tests.support.scripted_redis import MASTER, NOTHING, OK, PONG, REPLICA, ScriptedRedis
@@ -40,7 +40,7 @@ def second() -> Iterator[ScriptedRedis]:
 
 def open_store_at(url: str, request_timeout_ms: int = 5_000) -> RedisStore:
     """A client by URL."""
-    return open_redis(parse_store_url(url), request_timeout_ms=request_timeout_ms, backoff_cap_ms=100)
+    return RedisStore(parse_store_url(url), request_timeout_ms=request_timeout_ms, backoff_cap_ms=100)
 
 
 @pytest.fixture
@@ -423,7 +423,7 @@ def test_a_subscription_that_falls_silent_is_noticed_although_questions_are_answ
     server.answer = NO_NEWS
     gaps: list[None] = []
     with (
-        open_redis(
+        RedisStore(
             parse_store_url(f"redis://{server.server}"),
             request_timeout_ms=5_000,
             backoff_cap_ms=100,
