@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -30,9 +31,13 @@ class ScriptedRedis:
         ping: what it says to PING on a connection that has subscribed.
         requests: the first word of every command, and of every script after the greeting.
         greetings: how many connections have been greeted.
+
+    Args:
+        tls: context for connections over TLS.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.answer: Answer = OK
         self.role = MASTER
         self.sentinel: bytes = b"*-1\r\n"
@@ -81,6 +86,14 @@ class ScriptedRedis:
 
     def _serve(self, connection: socket.socket) -> None:
         scripts_of_greeting = 2
+        if self._tls is not None:
+            try:
+                connection = self._tls.wrap_socket(connection, server_side=True)
+            except OSError:
+                connection.close()
+                return
+            with self._lock:
+                self._connections.append(connection)
         with contextlib.suppress(OSError, ValueError), connection.makefile("rb") as stream:
             while command := _command(stream):
                 name = command[0]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import select
-import ssl
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +20,7 @@ from redis.retry import Retry
 from killswitch import clock
 from killswitch.stores.redis.sockets import DeadlineSocket, Dialler, Resolver
 from killswitch.stores.timing import Deadline
-from killswitch.stores.urls import Login
+from killswitch.stores.urls import Login, TlsFiles
 
 Command = tuple[bytes | int, ...]
 
@@ -149,15 +148,13 @@ class LinkSettings:
     Attributes:
         login: who we are, ``None`` for nobody.
         database: number of the database; 0 asks for none.
-        tls: context for connections over TLS, ``None`` for those in the clear.
-        server_name: name that certificates must bear, ``None`` for the host that was connected to.
+        tls: files for TLS, ``None`` for connections in the clear.
         now_ns: clock of the deadlines.
     """
 
     login: Login | None = None
     database: int = 0
-    tls: ssl.SSLContext | None = None
-    server_name: str | None = None
+    tls: TlsFiles | None = None
     resolver: Resolver = field(default_factory=Resolver)
     now_ns: clock.NowNs = clock.now_ns
 
@@ -194,7 +191,7 @@ class Link:
         self.used = False
         self.scripts: set[str] = set()
         self._settings = settings
-        self._dialler = Dialler(server, settings.resolver, settings.tls, settings.server_name)
+        self._dialler = Dialler(server, settings.resolver, settings.tls)
         self._socket: DeadlineSocket | None = None
         self._connection: Any = None
         self._broken = False

@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import socket
-import ssl
 import threading
 from concurrent.futures import Future
 from typing import Any
 
 from killswitch.stores.timing import Deadline
-from killswitch.stores.urls import host_and_port
+from killswitch.stores.tls import client_context
+from killswitch.stores.urls import TlsFiles, host_and_port
 
 Addresses = list[tuple[Any, ...]]
 
@@ -104,15 +104,13 @@ class Dialler:
 
     Args:
         server: ``host:port``, IPv6 hosts in brackets.
-        tls: context to wrap the connection in, ``None`` for one in the clear.
-        server_name: name that the certificate must bear, ``None`` for the host.
+        tls: files for TLS, ``None`` for a connection in the clear.
     """
 
-    def __init__(self, server: str, resolver: Resolver, tls: ssl.SSLContext | None, server_name: str | None) -> None:
+    def __init__(self, server: str, resolver: Resolver, tls: TlsFiles | None) -> None:
         self.host, self.port = host_and_port(server)
         self._resolver = resolver
         self._tls = tls
-        self._server_name = server_name or self.host
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._broken_off = False
@@ -153,7 +151,10 @@ class Dialler:
             made.settimeout(deadline.required_s())
             made.connect(address)
             if self._tls is not None:
-                wrapped = self._tls.wrap_socket(made, server_hostname=self._server_name, do_handshake_on_connect=False)
+                # Read anew for each connection, so that renewed certificates are taken up.
+                wrapped = client_context(self._tls).wrap_socket(
+                    made, server_hostname=self._tls.server_name or self.host, do_handshake_on_connect=False
+                )
                 made = wrapped
                 self._own(wrapped)
                 wrapped.settimeout(deadline.required_s())

@@ -202,12 +202,9 @@ def _info(answer: Any) -> dict[str, str]:
 
 def _primary(url: StoreUrl, name: str, database: int, *, confirmed: bool, now_ns: clock.NowNs) -> Primary:
     """The way to the server that takes writes: the one of the URL, or that which Sentinels call ``name``."""
-    alike = LinkSettings(
-        tls=client_context(url.tls) if url.tls is not None else None,
-        server_name=url.tls.server_name if url.tls is not None else None,
-        resolver=Resolver(),
-        now_ns=now_ns,
-    )
+    if url.tls is not None:
+        client_context(url.tls)
+    alike = LinkSettings(tls=url.tls, resolver=Resolver(), now_ns=now_ns)
     settings = replace(alike, login=url.login, database=database)
     if not name:
         return NamedPrimary(url.servers[0], settings, confirmed=confirmed)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+import trustme
 from structlog.testing import capture_logs
 
 from killswitch import clock
@@ -481,3 +484,25 @@ def test_a_server_whose_queue_of_connections_is_full_is_unavailable_in_time() ->
                 assert time.monotonic() - started_s < TIMEOUT_MS / 1_000 + NOTICE_S
         for filler in fillers:
             filler.close()
+
+
+def test_renewed_tls_files_are_taken_up_by_the_next_connection(tmp_path: Path) -> None:
+    """An agent runs for months, and certificates do not: who changes the files restarts nothing."""
+    ca = tmp_path / "ca.pem"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+    def exchange_the_authority() -> None:
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(str(ca))
+        authority.issue_cert("127.0.0.1").configure_cert(context)
+
+    exchange_the_authority()
+    with ScriptedRedis(context) as secure, open_store_at(f"rediss://{secure.server}?ca_file={ca}") as store:
+        assert store.read("k") is None
+        exchange_the_authority()
+        secure.drop_all()
+        assert store.read("k") is None
+        ca.write_text("half of a fi")
+        secure.drop_all()
+        with pytest.raises(StoreUnavailable, match=f"ca_file {ca} cannot be used"):
+            store.read("k")

@@ -118,5 +118,5 @@ def test_keys_that_are_no_text_survive_the_way_there_and_back() -> None:
 
 def test_addresses_of_ipv6_lose_their_brackets() -> None:
     """The kernel does not know them."""
-    dialler = Dialler("[::1]:6379", Resolver(), None, None)
+    dialler = Dialler("[::1]:6379", Resolver(), None)
     assert (dialler.host, dialler.port) == ("::1", 6379)
