@@ -16,10 +16,12 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parents[1]
 SERVER_IMAGES = ("etcd", "redis", "zookeeper")
@@ -36,6 +38,7 @@ class Group:
         workers: processes that run its tests side by side. One where tests judge time and would disturb each other;
             it is replaced, too, when a test takes it with it. None where the tests must run in pytest's own process.
         dist: what a worker takes at a time: a whole file, whose tests share what they start, or one test.
+        beside: it waits much more than it works, and runs beside the groups that follow.
         images: it needs a Docker daemon, and images of these servers.
         project_image: it needs an image of the project, too, and a daemon on this machine.
     """
@@ -43,13 +46,14 @@ class Group:
     words: tuple[str, ...]
     workers: int = 1
     dist: str = "loadfile"
+    beside: bool = False
     images: tuple[str, ...] = ()
     project_image: bool = False
 
 
 GROUPS = {
     "unit": Group(("tests/unit",), workers=CORES),
-    "conformance": Group(("tests/conformance", "-m", "not docker")),
+    "conformance": Group(("tests/conformance", "-m", "not docker"), workers=min(CORES, 2), beside=True),
     # Each of its tests starts a cluster of its own, and waits more than it works.
     "cluster": Group(("tests/cluster", "-m", "not docker"), workers=min(CORES + 1, 6), dist="worksteal"),
     # Their servers are containers of a file or of a worker; two at a time are what two processors carry.
@@ -136,26 +140,44 @@ def why_not(group: Group) -> str:
     return ""
 
 
-def run_group(name: str, workers: int | None = None) -> Outcome:
+def run_groups(names: Sequence[str], workers: int | None = None) -> list[Outcome]:
+    """Run groups one after the other, with those that do not work much beside the others; what these say comes last."""
+    alone = [name for name in names if not GROUPS[name].beside]
+    beside = [name for name in names if GROUPS[name].beside] if alone else []
+    with ThreadPoolExecutor(max_workers=len(beside) or 1) as pool, ExitStack() as stack:
+        outputs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in beside]
+        running = [pool.submit(run_group, name, workers, output) for name, output in zip(beside, outputs, strict=True)]
+        done = {name: run_group(name, workers) for name in alone or names}
+        for future, output in zip(running, outputs, strict=True):
+            outcome = future.result()
+            done[outcome.group] = outcome
+            output.seek(0)
+            print(output.read(), end="", flush=True)
+    return [done[name] for name in dict.fromkeys(names)]
+
+
+def run_group(name: str, workers: int | None = None, output: IO[str] | None = None) -> Outcome:
     """Run one group in processes of its own.
 
     Args:
         name: of the group.
         workers: how many, instead of the group's own number; 0 runs all tests in the process of pytest.
+        output: where it says what it does, instead of on stdout.
     """
     group = GROUPS[name]
     started = time.monotonic()
-    print(f"== {name}", flush=True)
+    print(f"== {name}", file=output, flush=True)
     if why := why_not(group):
         required = os.environ.get("KILLSWITCH_REQUIRE_DOCKER") == "1"
         note = why if required else f"not run: {why}"
-        print(f"{name}: {note}", flush=True)
+        print(f"{name}: {note}", file=output, flush=True)
         return Outcome(name, 0, int(required), 0, time.monotonic() - started, note)
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         count = group.workers if workers is None else workers
         words = [sys.executable, "-m", "pytest", "-q", "-n", str(count), "--dist", group.dist]
-        code = subprocess.run([*words, f"--junitxml={report}", *group.words], cwd=ROOT, check=False).returncode
+        words += [f"--junitxml={report}", *group.words]
+        code = subprocess.run(words, cwd=ROOT, stdout=output, check=False).returncode
         return judge(name, code, report, time.monotonic() - started)
 
 
@@ -204,7 +226,7 @@ def main() -> int:
     told = parser.parse_args()
     if unknown := [name for name in told.groups if name not in GROUPS]:
         parser.error(f"there is no group {', '.join(unknown)}; the groups are {', '.join(GROUPS)}")
-    outcomes = [run_group(name, told.n) for name in told.groups or GROUPS]
+    outcomes = run_groups(told.groups or list(GROUPS), told.n)
     print("\ngroup        passed  failed  skipped  seconds")
     for done in outcomes:
         figures = f"{done.passed:6}  {done.failed:6}  {done.skipped:7}  {done.seconds:7.1f}"

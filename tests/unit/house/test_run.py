@@ -6,7 +6,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -116,3 +118,22 @@ def test_what_keeps_a_group_from_running_is_one_line(monkeypatch: pytest.MonkeyP
         monkeypatch.setenv("KILLSWITCH_REQUIRE_DOCKER", required)
         assert run.why_not(run.GROUPS["docker"]).startswith("Docker does not answer: nobody there")
     assert run.why_not(run.GROUPS["unit"]) == ""
+
+
+def test_a_group_that_waits_runs_beside_the_others_and_speaks_after_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both_run = threading.Barrier(2, timeout=30)
+
+    def play(name: str, workers: int | None, output: IO[str] | None = None) -> run.Outcome:
+        if name in ("conformance", "unit"):
+            both_run.wait()
+        print(f"== {name}", file=output)
+        return run.Outcome(name, 1, 0, 0, 1.0)
+
+    monkeypatch.setattr(run, "run_group", play)
+    names = ["unit", "conformance", "cluster"]
+    assert [outcome.group for outcome in run.run_groups(names)] == names
+    assert capsys.readouterr().out.split() == ["==", "unit", "==", "cluster", "==", "conformance"]
+    both_run.abort()
+    assert [outcome.group for outcome in run.run_groups(["cluster"])] == ["cluster"]
