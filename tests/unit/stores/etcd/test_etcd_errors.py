@@ -119,8 +119,8 @@ def servers() -> Iterator[list[ScriptedEtcd]]:
 
 @pytest.fixture
 def store(servers: list[ScriptedEtcd]) -> Iterator[EtcdStore]:
-    """A client of both, asking the first first."""
-    with EtcdStore([server.address for server in servers], request_timeout_ms=5_000, backoff_cap_ms=100) as made:
+    """A client of both, asking the first first. The cap bounds an attempt to connect, and a busy machine needs time."""
+    with EtcdStore([server.address for server in servers], request_timeout_ms=5_000, backoff_cap_ms=2_000) as made:
         yield made
 
 
@@ -267,7 +267,7 @@ LOGIN = Login(username="agent", password="very-secret")
 def known(servers: list[ScriptedEtcd]) -> Iterator[EtcdStore]:
     """A client of both with a login."""
     addresses = [server.address for server in servers]
-    with EtcdStore(addresses, request_timeout_ms=3_000, backoff_cap_ms=100, login=LOGIN) as made:
+    with EtcdStore(addresses, request_timeout_ms=3_000, backoff_cap_ms=2_000, login=LOGIN) as made:
         yield made
 
 
