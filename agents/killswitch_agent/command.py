@@ -5,16 +5,12 @@ from __future__ import annotations
 import secrets
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from killswitch import __version__
 from killswitch.cli.context import EXIT_CONFLICT, EXIT_USAGE, CommandContext, CommandError, configure_logging
 from killswitch.cli.daemons import require_name, run_until_signalled
-
-if TYPE_CHECKING:
-    from killswitch.settings.config import AgentSettings
 
 
 @click.group()
@@ -47,10 +43,10 @@ def agent_run(
     from killswitch_agent.rules.node_limits import load_node_limits
 
     require_name(node, "--node")
-    settings = context.settings()
-    given = {"gate": gate, "link": link, "state_dir": state_dir, "http_port": http_port}
-    own = settings.agent.model_copy(update={name: value for name, value in given.items() if value is not None})
-    own = own.model_copy(update=own_paths(own, settings.cluster))
+    options = {"gate": gate, "link": link, "state_dir": state_dir, "http_port": http_port}
+    given = {name: value for name, value in options.items() if value is not None}
+    settings = context.settings(**({"agent": given} if given else {}))
+    own = settings.agent.in_cluster(settings.cluster)
     try:
         limits = load_node_limits(own)
     except ValueError as error:  # RiskFileError, RuleNotUsable: what is wrong with limits or rules, as sentences
@@ -77,9 +73,3 @@ def agent_run(
             raise CommandError(str(daemon.name_taken), EXIT_CONFLICT)
         if daemon.failure is not None:
             raise CommandError(daemon.failure)
-
-
-def own_paths(own: AgentSettings, cluster: str) -> dict[str, str]:
-    """The agent's paths with the name of the cluster in them."""
-    names = ("gate", "link", "state_dir", "risk_limits", "risk_rules")
-    return {name: getattr(own, name).format(cluster=cluster) for name in names if getattr(own, name) is not None}

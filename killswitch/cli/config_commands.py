@@ -110,7 +110,7 @@ def _schema_of(which: str) -> dict[str, Any]:
 
         return rules_schema()
     from killswitch.settings.config import Settings
-    from killswitch.settings.settings_schema import settings_schema
+    from killswitch.settings.section import settings_schema
 
     return settings_schema(Settings)
 

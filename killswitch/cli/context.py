@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -52,11 +52,33 @@ class CommandContext:
         return self.output == "json"
 
     def settings(self, **overrides: Any) -> Settings:
-        """Read the settings with the command line over them."""
+        """Read the settings with the command line over them; any fault of them ends the command.
+
+        Args:
+            **overrides: what else the command line says, by section.
+        """
         from killswitch.settings.config import load_settings
 
-        given = {"store": list(self.store_urls) or None, "cluster": self.cluster_name, **overrides}
-        return load_settings(self.config_path, {name: value for name, value in given.items() if value is not None})
+        return load_settings(self.config_path, self._given() | overrides)
+
+    def needed_settings(self, *needed: str) -> Settings:
+        """Read the settings for a command of an operator: a fault of what it does not need is said and stops nothing.
+
+        Args:
+            needed: what it cannot do without; cluster and store unless told otherwise.
+        """
+        from killswitch.settings.config import load_needed_settings
+
+        settings, faults = load_needed_settings(self.config_path, self._given(), needed or ("cluster", "store"))
+        # A stderr that is closed or full must not keep a freeze from its store.
+        with suppress(OSError, ValueError, AttributeError):
+            for fault in faults:
+                talk(fault)
+        return settings
+
+    def _given(self) -> dict[str, Any]:
+        given = {"store": list(self.store_urls) or None, "cluster": self.cluster_name}
+        return {name: value for name, value in given.items() if value is not None}
 
     @contextmanager
     def clusters(
@@ -65,14 +87,14 @@ class CommandContext:
         """Open every store and give the cluster in them; all are closed on the way out.
 
         Args:
-            settings: as read already.
+            settings: as read already; what an operator needs when ``None``, see :meth:`needed_settings`.
             request_timeout_ms: time for one call, where it is not that of the settings.
         """
         from killswitch.cluster.cluster import Cluster
         from killswitch.cluster.cluster_set import ClusterSet
         from killswitch.stores import open_store
 
-        settings = settings or self.settings()
+        settings = settings or self.needed_settings()
         configure_logging("warning")
         timing = settings.timing.to_core()
         with ExitStack() as stack:
@@ -94,7 +116,7 @@ class CommandContext:
         """Open the store and give the cluster in it, for what deals with one store at a time."""
         from killswitch.stores.urls import without_secrets
 
-        settings = settings or self.settings()
+        settings = settings or self.needed_settings()
         if len(settings.stores) > 1:
             named = " or ".join(f"--store {without_secrets(url)}" for url in settings.stores)
             raise CommandError(f"this deals with one store at a time; give {named}", EXIT_USAGE)
@@ -175,14 +197,14 @@ def exit_code_of(error: Exception) -> int | None:
     from killswitch.cluster.records import UnreadableRecord
     from killswitch.core.flag import FlagError
     from killswitch.gate import GateError, GateOwned
-    from killswitch.settings.config import ConfigError
+    from killswitch.settings.settings_file import SettingsFileError
     from killswitch.stores import Conflict, OutcomeUnknown, StoreError, StoreUnavailable
 
     ranked: tuple[tuple[type[Exception] | tuple[type[Exception], ...], int], ...] = (
         ((StoreUnavailable, OutcomeUnknown, FreezeNotCommitted), EXIT_STORE_UNAVAILABLE),
         ((PartlyReleased, PartlyForgotten), EXIT_STORE_UNAVAILABLE),
         ((Conflict, FlagError, AlreadyInitialised, GateOwned), EXIT_CONFLICT),
-        (ConfigError, EXIT_USAGE),
+        (SettingsFileError, EXIT_USAGE),
         ((NotInitialised, UnreadableRecord, StoreError, GateError), EXIT_ERROR),
     )
     return next((code for kinds, code in ranked if isinstance(error, kinds)), None)

@@ -29,7 +29,7 @@ def doctor(context: CommandContext, node_gate: str | None) -> None:
     from killswitch.doctor.findings import judge
     from killswitch.doctor.verdict import Severity, worst
 
-    seen = _examine(context, context.settings(), node_gate)
+    seen = _examine(context, context.needed_settings(), node_gate)
     found = judge(seen)
     if context.wants_json:
         context.emit_json("doctor", _body(seen, found))
@@ -46,17 +46,18 @@ def _examine(context: CommandContext, settings: Settings, node_gate: str | None)
     from killswitch.doctor.measurements import Examination
 
     clocks = ClockPair()
-    stores = tuple(_examine_store(context, url) for url in settings.stores)
+    own = settings.agent.in_cluster(settings.cluster)
+    stores = tuple(_examine_store(context, settings.model_copy(update={"store": url})) for url in settings.stores)
     machine = examine_machine(
         clocks,
-        gate=node_gate or settings.agent.gate.format(cluster=settings.cluster),
+        gate=node_gate or own.gate,
         gate_asked_for=node_gate is not None,
-        state_dir=settings.agent.state_dir.format(cluster=settings.cluster),
+        state_dir=own.state_dir,
     )
     return Examination(settings.timing.to_core(), settings.cluster, stores, machine)
 
 
-def _examine_store(context: CommandContext, url: str) -> StoreExamined:
+def _examine_store(context: CommandContext, settings: Settings) -> StoreExamined:
     """Examine one store; one that cannot even be opened is a finding like any other."""
     from killswitch.doctor.measurements import StoreExamined, StoreSeen
     from killswitch.doctor.probes import examine
@@ -64,10 +65,12 @@ def _examine_store(context: CommandContext, url: str) -> StoreExamined:
     from killswitch.stores.urls import without_secrets
 
     try:
-        with context.cluster(context.settings(store=[url])) as cluster:
+        with context.cluster(settings) as cluster:
             return examine(cluster)
     except StoreError as error:
-        return StoreExamined(StoreSeen(address=without_secrets(url), answers=False, error=str(error)), None)
+        return StoreExamined(
+            StoreSeen(address=without_secrets(settings.stores[0]), answers=False, error=str(error)), None
+        )
 
 
 def _body(seen: Examination, found: Sequence[Finding]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ DEFAULT_MARGIN_S = 2.0
 @click.pass_obj
 def init(context: CommandContext, reason: str) -> None:
     """Write the first flag of a cluster: epoch 1, nothing frozen. A second time it exits 5 and changes nothing."""
-    with context.clusters() as stores:
+    with context.clusters(context.settings()) as stores:
         flags = stores.initialise(actor=operator_name(), reason=reason)
         made = [flag for flag in flags if flag is not None]
         if context.wants_json:

@@ -41,7 +41,7 @@ def forget(context: CommandContext, *, node: str, reason: str, yes: bool) -> Non
     """
     from killswitch.cluster.forgetting import forget_in_all
 
-    with context.clusters() as stores:
+    with context.clusters(context.settings()) as stores:
         found = _look(stores, node)
         accounts = [remains.account() for _, remains in found]
         places = [f" in {cluster.store.address}" if len(stores.clusters) > 1 else "" for cluster, _ in found]

@@ -18,8 +18,8 @@ def gate(context: CommandContext, path: str | None) -> None:
     from killswitch.clock import now_ns
 
     if path is None:
-        settings = context.settings()
-        path = settings.agent.gate.format(cluster=settings.cluster)
+        settings = context.needed_settings("cluster", "agent")
+        path = settings.agent.in_cluster(settings.cluster).gate
     with Gate.open(path) as page:
         state = page.snapshot()
         now = now_ns()

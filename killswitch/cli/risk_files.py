@@ -40,10 +40,9 @@ def check_risk_files(settings: Settings, limits_path: Path | None, rules_path: P
     """
     from killswitch.risk.exposure.policy_settings import load_risk_rules
 
-    named = settings.agent
+    named = settings.agent.in_cluster(settings.cluster)
     if limits_path is None and rules_path is None:
-        limits_path = _path_of(named.risk_limits, settings.cluster)
-        rules_path = _path_of(named.risk_rules, settings.cluster)
+        limits_path, rules_path = (None if one is None else Path(one) for one in (named.risk_limits, named.risk_rules))
     faults: list[str] = []
     checked = []
     if limits_path is not None:
@@ -60,10 +59,6 @@ def check_risk_files(settings: Settings, limits_path: Path | None, rules_path: P
     if faults:
         raise CommandError("\n".join(faults), EXIT_USAGE)
     return checked
-
-
-def _path_of(named: str | None, cluster: str) -> Path | None:
-    return None if named is None else Path(named.format(cluster=cluster))
 
 
 def _read(read: Callable[[], T], faults: list[str], prefix: str = "") -> T | None:

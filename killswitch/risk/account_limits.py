@@ -9,19 +9,18 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
-from pydantic import Field, StrictStr, ValidationError, model_validator
+from pydantic import Field, StrictStr, ValidationError
 
 from killswitch.risk.breaker.breaker_settings import BreakerSettings, Count
-from killswitch.settings.setting_names import one_name_each
+from killswitch.settings.section import SymbolName
 from killswitch.settings.settings_file import read_settings_file
 
 DAY_SECONDS: Final = 86_400
 
 _Share = Annotated[float, Field(strict=True, gt=0, lt=1, allow_inf_nan=False)]
 _Times = Annotated[float, Field(strict=True, gt=0, le=10_000, allow_inf_nan=False)]
-_SymbolName = Annotated[StrictStr, Field(min_length=1, max_length=128)]
 
 MarkSeverity = Literal["warning", "engage"]
 """What a mark does that is missing or too old."""
@@ -60,7 +59,7 @@ class AccountLimits(BreakerSettings):
     day_start_utc: Annotated[StrictStr, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")] = Field(
         "00:00", description="When a day begins, HH:MM in UTC: from here the highest equity is counted anew."
     )
-    known_symbols: tuple[_SymbolName, ...] | None = Field(
+    known_symbols: tuple[SymbolName, ...] | None = Field(
         None, max_length=100_000, description="A tick or fill of another symbol is a breach; none named: all are known."
     )
     max_symbols: Count = Field(10_000, description="Count. Most symbols held at once; one more is a breach.")
@@ -85,11 +84,6 @@ class AccountLimits(BreakerSettings):
     log_interval_seconds: Annotated[float, Field(strict=True, ge=0, le=DAY_SECONDS)] = Field(
         1.0, description="At most one line in the log for each kind of warning in this time, in seconds."
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_name_each(cls, values: Any) -> Any:
-        return one_name_each(values, cls.other_names)
 
     def faults(self) -> list[str]:
         """Return what does not fit together."""

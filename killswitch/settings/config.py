@@ -1,74 +1,44 @@
 """Settings: one YAML file, environment variables over it, command-line options over both.
 
-Every fault is one sentence, all faults are told at once, and nothing is adjusted silently: a setting that breaks a
-timing inequality keeps a process from starting.
+Every fault is one sentence with its place, all faults are told at once, and nothing is adjusted silently: a setting
+that breaks a timing inequality keeps a process from starting. What an operator does to stop trading needs the cluster
+and the store alone: there a fault elsewhere is told and stops nothing.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, cast
 
-import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    FiniteFloat,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, FiniteFloat, PositiveFloat, PositiveInt, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from killswitch.core.permit import Timing, timing_faults
+from killswitch.settings.environment import read_environment
+from killswitch.settings.section import Section, leaves, section_at, sentences_error
+from killswitch.settings.settings_file import (
+    Fault,
+    FileValues,
+    Places,
+    SettingsFileError,
+    Where,
+    faults_of,
+    meant,
+    read_values,
+)
 
-ENV_PREFIX = "KILLSWITCH_"
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+CLUSTER_IN_PATH: Final = "{cluster}"
+COMMAND_LINE: Final = "command line"
 
-
-class ConfigError(Exception):
-    """The settings cannot be used; ``faults`` holds one sentence for each thing that is wrong."""
-
-    def __init__(self, faults: list[str]) -> None:
-        super().__init__("\n".join(faults))
-        self.faults = faults
-
-
-_FAULTS = "killswitch_faults"
-"""Type of the error by which a section tells faults that are whole sentences already."""
-
-
-class _Section(BaseModel):
-    # An infinite limit would be one that is never reached, without saying that it is off.
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_yes_or_no(cls, value: Any) -> Any:
-        """Refuse ``true`` where pydantic would read 1: no setting here is a yes or no."""
-        if isinstance(value, bool):
-            raise PydanticCustomError("not_a_switch", "Input should be a number or a text")
-        return value
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        faults = self.faults()
-        if faults:
-            raise PydanticCustomError(_FAULTS, "{text}", {"faults": faults, "text": "; ".join(faults)})
-        return self
-
-    def faults(self) -> list[str]:
-        """Return one sentence for each thing that is wrong between settings that are sound one by one."""
-        return []
+ConfigError = SettingsFileError
+"""The name of before."""
 
 
-class TimingSettings(_Section):
+class TimingSettings(Section):
     """Durations in milliseconds; the inequalities between them are explained in docs/guarantees.md."""
 
     request_timeout_ms: int = Field(400, description="Time of one call to the store.")
@@ -88,7 +58,7 @@ class TimingSettings(_Section):
         return timing_faults(self.to_core())
 
 
-class NodeLimits(_Section):
+class NodeLimits(Section):
     """Limits of the node's own RuntimeRiskMonitor; an absent one is off."""
 
     max_inventory_usd_per_symbol: PositiveFloat | None = Field(None, description="Per symbol, in USD; soft.")
@@ -98,12 +68,23 @@ class NodeLimits(_Section):
     )
 
 
-class AgentSettings(_Section):
+def _only_the_cluster(path: str) -> str:
+    """Refuse a name in braces that nothing stands in for, such as one that a template left behind."""
+    if re.search(r"[{}]", path.replace(CLUSTER_IN_PATH, "")):
+        raise PydanticCustomError("braces", "{text}", {"text": f"Only {CLUSTER_IN_PATH} may stand in braces"})
+    return path
+
+
+ClusterPath = Annotated[str, AfterValidator(_only_the_cluster)]
+"""A path in which ``{cluster}`` stands for the name of the cluster."""
+
+
+class AgentSettings(Section):
     """The agent on a node."""
 
-    gate: str = Field("/dev/shm/killswitch/{cluster}/gate", description="The gate page.")  # noqa: S108 - shared memory
-    link: str = Field("/run/killswitch/{cluster}/agent.sock", description="Unix socket for the node's routers.")
-    state_dir: str = Field("/var/lib/killswitch/{cluster}", description="The journal of flags seen.")
+    gate: ClusterPath = Field("/dev/shm/killswitch/{cluster}/gate", description="The gate page.")  # noqa: S108 - shared memory
+    link: ClusterPath = Field("/run/killswitch/{cluster}/agent.sock", description="Unix socket for the node's routers.")
+    state_dir: ClusterPath = Field("/var/lib/killswitch/{cluster}", description="The journal of flags seen.")
     http_host: str = Field("127.0.0.1", description="Address of /metrics, /healthz and /readyz.")
     http_port: int = Field(9464, ge=0, le=65_535, description="Port number; 0 takes a free one and logs it.")
     report_min_interval_ms: PositiveInt = Field(50, description="At most one report in this time: 20 a second.")
@@ -112,11 +93,11 @@ class AgentSettings(_Section):
         "global", description="What a freeze by a monitor of this node covers."
     )
     limits: NodeLimits = Field(default_factory=NodeLimits, description="The node's own monitor.")
-    risk_limits: str | None = Field(
+    risk_limits: ClusterPath | None = Field(
         None,
         description="File of the risk limits (config/risk_limits.yaml), instead of limits; followed as it changes.",
     )
-    risk_rules: str | None = Field(
+    risk_rules: ClusterPath | None = Field(
         None, description="File of exposure and policy (config/risk_rules.yaml); needs risk_limits."
     )
 
@@ -134,8 +115,14 @@ class AgentSettings(_Section):
             faults.append("risk_rules: needs risk_limits, whose initial_balance_usd its percentages are of")
         return faults
 
+    def in_cluster(self, cluster: str) -> AgentSettings:
+        """Return the settings with the name of the cluster in their paths."""
+        paths = {name: getattr(self, name) for name in ("gate", "link", "state_dir", "risk_limits", "risk_rules")}
+        named = {name: path.replace(CLUSTER_IN_PATH, cluster) for name, path in paths.items() if path is not None}
+        return self.model_copy(update=named)
 
-class MoneyRule(_Section):
+
+class MoneyRule(Section):
     """A rule on a figure in USD."""
 
     warning_usd: PositiveFloat | None = Field(None, description="Warn from here on.")
@@ -143,7 +130,7 @@ class MoneyRule(_Section):
     mode: Literal["frozen", "reduce-only"] = Field("frozen", description="How far the freeze restricts.")
 
 
-class CountRule(_Section):
+class CountRule(Section):
     """A rule on a number of nodes."""
 
     warning_nodes: PositiveInt | None = Field(None, description="Count. Warn from this many nodes on.")
@@ -151,7 +138,7 @@ class CountRule(_Section):
     mode: Literal["frozen", "reduce-only"] = Field("frozen", description="How far the freeze restricts.")
 
 
-class StaleRule(_Section):
+class StaleRule(Section):
     """A rule on the age of the oldest report of a live node."""
 
     warning_ms: PositiveInt | None = Field(None, description="Warn when a live node's report is this old.")
@@ -159,7 +146,7 @@ class StaleRule(_Section):
     mode: Literal["frozen", "reduce-only"] = Field("frozen", description="How far the freeze restricts.")
 
 
-class RuleSettings(_Section):
+class RuleSettings(Section):
     """The coordinator's rules; each is off unless one of its levels is set."""
 
     gross_notional: MoneyRule = Field(default_factory=MoneyRule, description="Sum of absolute positions, all nodes.")
@@ -171,10 +158,17 @@ class RuleSettings(_Section):
 
     def faults(self) -> list[str]:
         """Return the rules whose levels stand in the wrong order."""
-        return _rule_faults(self)
+        faults = []
+        for name in type(self).model_fields:
+            levels = getattr(self, name).model_dump()
+            warning = next(value for key, value in levels.items() if key.startswith("warning"))
+            hard = next(value for key, value in levels.items() if key.startswith("hard"))
+            if warning is not None and hard is not None and warning > hard:
+                faults.append(f"{name}: the warning level ({warning:g}) must not be above the hard level ({hard:g})")
+        return faults
 
 
-class CoordinatorSettings(_Section):
+class CoordinatorSettings(Section):
     """The coordinator."""
 
     http_host: str = Field("127.0.0.1", description="Address of /metrics, /healthz and /readyz.")
@@ -183,15 +177,11 @@ class CoordinatorSettings(_Section):
     rules: RuleSettings = Field(default_factory=RuleSettings)
 
 
-class Settings(BaseSettings):
+class Settings(Section):
     """Everything that can be set."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, env_ignore_empty=True
-    )
-
     cluster: str = Field("default", pattern=NAME_PATTERN, description="Name of the cluster.")
-    store: Annotated[str | list[str], NoDecode] = Field(
+    store: str | list[str] = Field(
         "etcd://127.0.0.1:2379", description="URL of the store, or several: a freeze in any of them freezes."
     )
     timing: TimingSettings = Field(default_factory=TimingSettings)
@@ -211,7 +201,7 @@ class Settings(BaseSettings):
         if len(set(urls)) < len(urls):
             faults.append("names one store twice")  # which one is not said: a URL may hold a password
         if faults:
-            raise PydanticCustomError(_FAULTS, "{text}", {"faults": faults, "text": "; ".join(faults)})
+            raise sentences_error(faults)
         return value
 
 
@@ -223,96 +213,119 @@ def load_settings(path: Path | None, overrides: Mapping[str, Any] | None = None)
         overrides: values from the command line; they win over the environment, and that over the file.
 
     Raises:
-        ConfigError: with one sentence for each fault.
+        SettingsFileError: with one sentence for each fault.
     """
-    file_values = {} if path is None else _read_yaml(path)
-    origin = str(path) if path is not None else "settings"
-
-    class _FromFile(Settings):
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,
-            file_secret_settings: PydanticBaseSettingsSource,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return init_settings, env_settings, _Values(settings_cls, file_values)
-
-    try:
-        return _FromFile(**dict(overrides or {}))
-    except ValidationError as error:
-        raise ConfigError([text for fault in error.errors() for text in _sentences(origin, fault)]) from error
-    except SettingsError as error:
-        raise ConfigError([f"environment: {error}; write JSON, or one variable for each setting"]) from error
+    written = _Written(path, overrides or {})
+    settings, found = written.settings()
+    faults = [*written.of_environment, *written.twice, *found]
+    if settings is None or faults:
+        raise SettingsFileError([fault.sentence for fault in faults])
+    return settings
 
 
-class _Values(PydanticBaseSettingsSource):
-    """The YAML file as a source of settings."""
+def load_needed_settings(
+    path: Path | None, overrides: Mapping[str, Any] | None, needed: Collection[str]
+) -> tuple[Settings, list[str]]:
+    """Read the settings for a command that needs some of them; a fault of the others is told and stops nothing.
 
-    def __init__(self, settings_cls: type[BaseSettings], values: dict[str, Any]) -> None:
-        super().__init__(settings_cls)
-        self._values = values
+    Args:
+        path: as for :func:`load_settings`.
+        overrides: as there.
+        needed: what the command cannot do without: ``cluster`` and ``store``, for a freeze.
 
-    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
-        return self._values.get(field_name), field_name, False
+    Returns:
+        The settings, every other section that has a fault as it is built in; and one sentence for each thing that is
+        wrong.
 
-    def __call__(self) -> dict[str, Any]:
-        return self._values
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError([f"{path}: cannot be read ({error.strerror})"]) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path}: is not YAML ({' '.join(str(error).split())})"]) from error
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, dict):
-        raise ConfigError([f"{path}: must hold settings by name, not a {type(loaded).__name__}"])
-    strange = [name for name in loaded if not isinstance(name, str)]
-    if strange:
-        raise ConfigError([f"{path}: {name}: there is no such setting" for name in strange])
-    return loaded
-
-
-def _sentences(origin: str, fault: Any) -> list[str]:
-    """Turn one fault of pydantic's into sentences: where, what, and what may have been meant."""
-    where = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == _FAULTS:
-        return [f"{origin}: {where}: {text}" for text in fault["ctx"]["faults"]]
-    return [_sentence(origin, where, fault)]
+    Raises:
+        SettingsFileError: something that is needed is wrong, or may be: the file cannot be read, or an unknown name
+            resembles it and it stands nowhere else. With ``clustr: prod`` alone, *default* would be frozen.
+    """
+    written = _Written(path, overrides or {}, needed)
+    settings, found = written.settings()
+    sentences = [*written.unread, *(one.sentence for one in (*written.of_environment, *written.twice, *found))]
+    if written.leave_open(found, needed):
+        raise SettingsFileError(sentences)
+    left_out = {str(fault.where[0]) for fault in (*written.twice, *found)} - set(needed)
+    if left_out:
+        settings, found = written.settings(without=left_out)
+    if settings is None:
+        raise SettingsFileError([*sentences, *(fault.sentence for fault in found)])
+    built_in = [name for name in Settings.model_fields if name in left_out or (written.unread and name not in needed)]
+    if built_in:
+        sentences.append(f"this does not stop the command, which takes {', '.join(built_in)} as built in")
+    return settings, sentences
 
 
-def _sentence(origin: str, where: str, fault: Any) -> str:
-    if fault["type"] == "extra_forbidden":
-        meant = difflib.get_close_matches(str(fault["loc"][-1]), _names_in(fault["loc"][:-1]), n=1, cutoff=0.5)
-        hint = f"; did you mean {meant[0]!r}?" if meant else ""
-        return f"{origin}: {where}: there is no such setting{hint}"
-    # The URL of a store may hold a password.
-    shown = "" if fault["loc"][:1] == ("store",) else f", and it is {fault['input']!r}"
-    return f"{origin}: {where}: {fault['msg'][:1].lower()}{fault['msg'][1:]}{shown}"
+class _Written:
+    """What file, environment and command line say, and where each of it stands.
+
+    Args:
+        path: the file.
+        options: what the command line says.
+        needed: a file that cannot be read stops nothing where all of these stand in the environment or on the command
+            line; ``None``: it always does.
+
+    Raises:
+        SettingsFileError: the file cannot be read.
+
+    Attributes:
+        of_environment: what is wrong with the variables.
+        twice: names that the file gives twice.
+        unread: why the file could not be read.
+    """
+
+    def __init__(self, path: Path | None, options: Mapping[str, Any], needed: Collection[str] | None = None) -> None:
+        environment = read_environment(Settings, os.environ)
+        self._over_file = _over(environment.values, options)
+        self.unread: tuple[str, ...] = ()
+        file = FileValues(Path(), {}, {}, ())
+        try:
+            if path is not None:
+                file = read_values(path, may_wait=True)
+        except SettingsFileError as error:
+            if needed is None or not self._over_file.keys() >= set(needed):
+                raise
+            self.unread = tuple(error.faults)
+        self.of_environment, self.twice = environment.faults, file.twice
+        self._values = _over({str(name): value for name, value in file.values.items()}, self._over_file)
+        stands: dict[Where, str] = {**file.places().of, **environment.variables}
+        stands.update((where, COMMAND_LINE) for where, _ in leaves(options))
+        self._places = Places("settings" if path is None else str(path), stands)
+
+    def settings(self, without: Collection[str] = ()) -> tuple[Settings | None, list[Fault]]:
+        """Return the settings, ``None`` when something is wrong, and what.
+
+        Args:
+            without: names to leave out, as if nobody had written them.
+        """
+        values = {name: value for name, value in self._values.items() if name not in without}
+        try:
+            return Settings.model_validate(values), []
+        except ValidationError as error:
+            return None, faults_of(error, Settings, self._places, hidden={"store"})
+
+    def leave_open(self, found: Sequence[Fault], needed: Collection[str]) -> bool:
+        """Tell whether the faults leave it open what one of the needed settings is."""
+        overridden = {name for name in self._over_file if section_at(Settings, (name,)) is None}
+        return (
+            any(fault.where[0] in set(needed) - overridden for fault in self.twice)
+            or any(fault.where[0] in needed for fault in found)
+            or any(self._may_mean(fault.where, needed) for fault in (*self.of_environment, *found))
+        )
+
+    def _may_mean(self, where: Where, needed: Collection[str]) -> bool:
+        """Tell whether a name that nobody knows may be a needed one, which stands nowhere else."""
+        name = str(where[0])
+        part = name if name in Settings.model_fields else meant(name, list(Settings.model_fields))
+        return part in needed and (len(where) > 1 or part not in self._values)
 
 
-def _names_in(section: tuple[Any, ...]) -> list[str]:
-    model: Any = Settings
-    for part in section:
-        field = model.model_fields.get(part)
-        model = field.annotation if field is not None else None
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
-            return []
-    return list(model.model_fields)
-
-
-def _rule_faults(rules: RuleSettings) -> list[str]:
-    faults = []
-    for name in type(rules).model_fields:
-        levels = {key: value for key, value in getattr(rules, name).model_dump().items() if key != "mode"}
-        warning = next(value for key, value in levels.items() if key.startswith("warning"))
-        hard = next(value for key, value in levels.items() if key.startswith("hard"))
-        if warning is not None and hard is not None and warning > hard:
-            faults.append(f"{name}: the warning level ({warning:g}) must not be above the hard level ({hard:g})")
-    return faults
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay values over others, section by section."""
+    merged = dict(below)
+    for name, value in above.items():
+        under = merged.get(name)
+        both = isinstance(under, Mapping) and isinstance(value, Mapping)
+        merged[name] = _over(cast("Mapping[str, Any]", under), value) if both else value
+    return merged

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Self
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Final, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, StrictStr, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationInfo, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError, to_jsonable_python
 
 RULE_FAULTS: Final = "risk_rule_faults"
 """Type of the error by which a section tells faults that are whole sentences already."""
@@ -14,17 +16,151 @@ SymbolName = Annotated[StrictStr, Field(min_length=1, max_length=128)]
 
 
 class Section(BaseModel):
-    """A part of the rules: every name must be known, every number finite, nothing can be changed afterwards."""
+    """A part of the settings: every name must be known, every number finite, nothing can be changed afterwards.
 
+    Attributes:
+        other_names: second name of a setting -> the name that it has here. Either may be written, never both.
+    """
+
+    # An infinite limit would be one that is never reached, without saying that it is off.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    other_names: ClassVar[Mapping[str, str]] = {}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_yes_or_no(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse ``true`` where pydantic would read 1."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise PydanticCustomError("not_a_switch", "Input should be a valid number or a text")
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_name_each(cls, values: Any) -> Any:
+        if not cls.other_names or not isinstance(values, Mapping):
+            return values
+        faults = [
+            f"{name} and {other} are two names of one setting; write one of them"
+            for other, name in cls.other_names.items()
+            if other in values and name in values
+        ]
+        if faults:
+            raise sentences_error(faults)
+        return {cls.other_names.get(name, name): value for name, value in values.items()}
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         faults = self.faults()
         if faults:
-            raise PydanticCustomError(RULE_FAULTS, "{text}", {"faults": faults, "text": "; ".join(faults)})
+            raise sentences_error(faults)
         return self
 
     def faults(self) -> list[str]:
         """Return one sentence for each thing that is wrong between settings that are sound one by one."""
         return []
+
+
+def sentences_error(faults: Sequence[str]) -> PydanticCustomError:
+    """Return the error that tells faults which are whole sentences already."""
+    return PydanticCustomError(RULE_FAULTS, "{text}", {"faults": list(faults), "text": "; ".join(faults)})
+
+
+def fields_along(model: type[BaseModel], place: Sequence[str | int]) -> Iterator[FieldInfo]:
+    """Give the field of every part of a place, from the outermost on, as far as the model knows the names.
+
+    What a mapping or a list holds of sections is entered by the name or the number that stands there.
+    """
+    inner: type[BaseModel] | None = model
+    names = iter(place)
+    for name in names:
+        field = None if inner is None else inner.model_fields.get(str(name))
+        if field is None:
+            return
+        yield field
+        inner = section_in(field.annotation)
+        if _holds_many(field.annotation) and next(names, None) is None:
+            return
+
+
+def section_at(model: type[BaseModel], place: Sequence[str | int]) -> type[BaseModel] | None:
+    """Return the section that stands at a place; ``None`` where none does."""
+    if not place:
+        return model
+    along = list(fields_along(model, place))
+    return section_in(along[-1].annotation) if along else None
+
+
+def section_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the section that a setting is, may be, or holds by name; ``None`` where it is none."""
+    return next((part for part in _types(annotation) if issubclass(part, BaseModel)), None)
+
+
+def leaves(values: Mapping[Any, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Give every value that is no section, with its place; an empty section has none."""
+    for name, value in values.items():
+        place = (*above, str(name))
+        if isinstance(value, Mapping):
+            yield from leaves(value, place)
+        else:
+            yield place, value
+
+
+def _holds_many(annotation: Any) -> bool:
+    if get_origin(annotation) in (dict, list, tuple):
+        return True
+    return any(_holds_many(inner) for inner in get_args(annotation))
+
+
+def _types(annotation: Any) -> Iterator[type]:
+    inner = get_args(annotation)
+    if not inner and isinstance(annotation, type):
+        yield annotation
+    for one in inner:
+        yield from _types(one)
+
+
+def settings_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """Return the JSON schema of a model: each property has a description, and a default unless it is required.
+
+    Pydantic leaves out a default that a function makes, and the meaning of a section where the section itself says the
+    same. Whoever reads the schema, an editor or a person, would see a setting without either.
+
+    Raises:
+        ValueError: two models of it have one name, so which is which could not be told.
+    """
+    schema = model.model_json_schema()
+    seen: dict[str, type[BaseModel]] = {}
+    for one in _models(model):
+        if seen.setdefault(one.__name__, one) is not one:
+            raise ValueError(f"two sections of settings are named {one.__name__}")
+    for name, one in seen.items():
+        section = schema if one is model else schema["$defs"].get(name, {})
+        for setting, field in one.model_fields.items():
+            shown = section.get("properties", {}).get(setting)
+            if shown is not None:
+                _complete(shown, field)
+    return schema
+
+
+def _complete(shown: dict[str, Any], field: FieldInfo) -> None:
+    section = section_in(field.annotation)
+    meaning = field.description or (section.__doc__ if section is not None else None)
+    if meaning:
+        shown.setdefault("description", meaning.partition("\n\n")[0])
+    if not field.is_required():
+        default = field.get_default(call_default_factory=True, validated_data={})
+        shown["default"] = to_jsonable_python(default)
+
+
+def _models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """Every model that a model is made of, itself among them, each once."""
+    waiting, seen = [model], set()
+    while waiting:
+        one = waiting.pop()
+        if one in seen:
+            continue
+        seen.add(one)
+        yield one
+        for field in one.model_fields.values():
+            waiting += [part for part in _types(field.annotation) if issubclass(part, BaseModel)]

@@ -1,31 +1,89 @@
-"""A YAML file of risk settings, read strictly; every fault is one sentence with path and line."""
+"""A YAML file of settings, read strictly; every fault is one sentence with path and line."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_args, get_origin
+from typing import Any, Final, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from killswitch.settings.section import RULE_FAULTS
+from killswitch.settings.section import RULE_FAULTS, section_at
 
-MAX_FILE_BYTES = 4 * 1024 * 1024
-MAX_PARTS = 200_000
+MAX_FILE_BYTES: Final = 4 * 1024 * 1024
+MAX_PARTS: Final = 200_000
 """Most names and items in lists of one file, aliases written out."""
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 Where = tuple[str | int, ...]
 
 
-class RiskFileError(ValueError):
-    """A file of risk settings cannot be used; ``faults`` holds one sentence for each thing that is wrong."""
+class SettingsFileError(ValueError):
+    """Settings cannot be used; ``faults`` holds one sentence for each thing that is wrong."""
 
-    def __init__(self, faults: list[str]) -> None:
+    def __init__(self, faults: Sequence[str]) -> None:
         super().__init__("\n".join(faults))
-        self.faults = faults
+        self.faults = list(faults)
+
+
+RiskFileError = SettingsFileError
+"""The name that :mod:`killswitch.risk` has for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong: where, and the whole sentence."""
+
+    where: Where
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where settings stand: path and line, a variable of the environment, or the command line.
+
+    Attributes:
+        whole: what is named for a setting that stands nowhere.
+        of: the place of every setting that stands somewhere.
+    """
+
+    whole: str
+    of: Mapping[Where, str]
+
+    def innermost(self, where: Where) -> str:
+        """Return the place of the innermost part of a setting that stands somewhere."""
+        return next((self.of[where[:size]] for size in range(len(where), 0, -1) if where[:size] in self.of), self.whole)
+
+    def told(self, where: Where, sentence: str) -> str:
+        """Return the place of a fault between settings: of the first that its sentence names and that stands there."""
+        named = [(*where, *name.split(".")) for name in re.findall(r"[A-Za-z_][\w.]*", sentence)]
+        standing = next((self.of[name] for name in named if name in self.of), None)
+        first = (*where, *sentence.split(" ", 1)[0].rstrip(":").split("."))
+        return self.innermost(first) if standing is None else standing
+
+
+@dataclass(frozen=True, slots=True)
+class FileValues:
+    """What stands in a file.
+
+    Attributes:
+        path: the file.
+        values: as they stand there; of a name that is given twice the last.
+        lines: the line of every setting.
+        twice: the names that are given twice, which YAML would silently take the last of.
+    """
+
+    path: Path
+    values: Mapping[Any, Any]
+    lines: Mapping[Where, int]
+    twice: tuple[Fault, ...]
+
+    def places(self) -> Places:
+        """Return path and line of every setting."""
+        return _places(self.path, self.lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +106,7 @@ class SettingsReading(Generic[ModelT]):
 
     def place(self, setting: str) -> str:
         """Return path and line of a setting by its dotted name; of the innermost part of it that the file names."""
-        return f"{self.path}:{_line_of(tuple(setting.split('.')), self.lines)}"
+        return _places(self.path, self.lines).innermost(tuple(setting.split(".")))
 
 
 def read_settings_file(path: Path, model: type[ModelT]) -> ModelT:
@@ -59,11 +117,11 @@ def read_settings_file(path: Path, model: type[ModelT]) -> ModelT:
         model: what it must hold. Names that it does not know are faults.
 
     Raises:
-        RiskFileError: the file cannot be read, is not YAML, gives a name twice, or does not fit the model.
+        SettingsFileError: the file cannot be read, is not YAML, gives a name twice, or does not fit the model.
     """
     reading = read_settings(path, model)
     if reading.settings is None:
-        raise RiskFileError(list(reading.faults))
+        raise SettingsFileError(reading.faults)
     return reading.settings
 
 
@@ -75,52 +133,71 @@ def read_settings(path: Path, model: type[ModelT]) -> SettingsReading[ModelT]:
         model: what it must hold.
     """
     try:
-        values, lines = _read_yaml(path)
-    except RiskFileError as error:
+        read = read_values(path)
+    except SettingsFileError as error:
         return SettingsReading({}, None, tuple(error.faults), path)
+    if read.twice:
+        # Which of the two is meant cannot be told, so nothing of it is taken.
+        return SettingsReading({}, None, tuple(fault.sentence for fault in read.twice), path)
     try:
-        return SettingsReading(values, model.model_validate(values), (), path, lines)
+        return SettingsReading(read.values, model.model_validate(read.values), (), path, read.lines)
     except ValidationError as error:
-        faults = [text for fault in error.errors() for text in _sentences(path, lines, model, fault)]
-        return SettingsReading(values, None, tuple(faults), path, lines)
+        faults = tuple(fault.sentence for fault in faults_of(error, model, read.places()))
+        return SettingsReading(read.values, None, faults, path, read.lines)
 
 
-def _read_yaml(path: Path) -> tuple[dict[Any, Any], dict[Where, int]]:
+def read_values(path: Path, *, may_wait: bool = False) -> FileValues:
+    """Read what stands in a YAML file, whatever it should hold.
+
+    Args:
+        path: the file.
+        may_wait: read a pipe too, whose other end may never write. Never for a file that is read again and again.
+
+    Raises:
+        SettingsFileError: it cannot be read, is not YAML, or holds no settings by name.
+    """
     import yaml  # noqa: PLC0415 - who gives settings as objects need not have it
 
+    lines: dict[Where, int] = {}
+    twice: list[Fault] = []
+    raw = _bytes_of(path, may_wait=may_wait)
     try:
-        if not path.is_file() and path.exists() and not path.is_dir():
-            # Opening a pipe or a device would wait for somebody at its other end, perhaps for ever.
-            raise RiskFileError([f"{path}: is no regular file"])
-        with path.open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
-        if len(raw) > MAX_FILE_BYTES:
-            raise RiskFileError([f"{path}: is larger than {MAX_FILE_BYTES} bytes"])
-        text = raw.decode("utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        loaded = yaml.safe_load(text)
-        lines: dict[Where, int] = {}
-        twice: list[str] = []
-        if root is not None:
-            # Before anything else walks through it: aliases may make a small file endless.
-            _collect(root, (), lines, twice)
-    except OSError as error:
-        raise RiskFileError([f"{path}: cannot be read ({error.strerror})"]) from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        if isinstance(error, RiskFileError):
-            raise
-        raise RiskFileError([f"{path}: is not YAML ({' '.join(str(error).split())})"]) from error
+        loader = yaml.SafeLoader(raw.decode("utf-8"))
+        try:
+            root = loader.get_single_node()
+            loaded = None if root is None else loader.construct_document(root)
+            if root is not None:
+                # Before anything else walks through it: aliases may make a small file endless.
+                _collect(path, root, (), lines, twice)
+        finally:
+            loader.dispose()
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise SettingsFileError([f"{path}: is not YAML ({' '.join(str(error).split())})"]) from error
     if root is None:
-        return {}, {}
+        return FileValues(path, {}, {}, ())
     if not isinstance(loaded, dict):
-        raise RiskFileError([f"{path}: must hold settings by name, not a {type(loaded).__name__}"])
-    if twice:
-        raise RiskFileError([f"{path}:{text}" for text in twice])
-    return loaded, lines
+        raise SettingsFileError([f"{path}: must hold settings by name, not a {type(loaded).__name__}"])
+    return FileValues(path, loaded, lines, tuple(twice))
 
 
-def _collect(node: Any, where: Where, lines: dict[Where, int], twice: list[str]) -> None:
-    """Note the line of every name, and the names that are given twice, which YAML would silently take the last of.
+def _bytes_of(path: Path, *, may_wait: bool) -> bytes:
+    raw = None
+    try:
+        if may_wait or path.is_file() or path.is_dir() or not path.exists():
+            with path.open("rb") as file:
+                raw = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise SettingsFileError([f"{path}: cannot be read ({error.strerror})"]) from error
+    if raw is None:
+        # Opening a pipe or a device would wait for somebody at its other end, perhaps for ever.
+        raise SettingsFileError([f"{path}: is no regular file"])
+    if len(raw) > MAX_FILE_BYTES:
+        raise SettingsFileError([f"{path}: is larger than {MAX_FILE_BYTES} bytes"])
+    return raw
+
+
+def _collect(path: Path, node: Any, where: Where, lines: dict[Where, int], twice: list[Fault]) -> None:
+    """Note the line of every name, and the names that are given twice.
 
     Raises:
         ValueError: there are more parts than :data:`MAX_PARTS`.
@@ -130,63 +207,71 @@ def _collect(node: Any, where: Where, lines: dict[Where, int], twice: list[str])
         raise ValueError(f"it has more than {MAX_PARTS} parts")
     if node.id == "mapping":
         for key, value in node.value:
-            inner = (*where, str(key.value))
+            inner, line = (*where, str(key.value)), key.start_mark.line + 1
             if inner in lines:
-                twice.append(f"{key.start_mark.line + 1}: {_dotted(inner)}: is given twice")
-            lines[inner] = key.start_mark.line + 1
-            _collect(value, inner, lines, twice)
+                twice.append(Fault(inner, f"{path}:{line}: {_dotted(inner)}: is given twice"))
+            lines[inner] = line
+            _collect(path, value, inner, lines, twice)
     elif node.id == "sequence":
         for index, value in enumerate(node.value):
             lines[(*where, index)] = value.start_mark.line + 1
-            _collect(value, (*where, index), lines, twice)
+            _collect(path, value, (*where, index), lines, twice)
 
 
-def _sentences(path: Path, lines: Mapping[Where, int], model: type[BaseModel], fault: Any) -> list[str]:
-    where: Where = fault["loc"]
-    place = f"{path}:{_line_of(where, lines)}"
+def faults_of(
+    error: ValidationError, model: type[BaseModel], places: Places, *, hidden: Collection[str] = ()
+) -> list[Fault]:
+    """Turn what pydantic found into sentences: where, what, and what may have been meant.
+
+    Args:
+        error: what it found.
+        model: what the values should have fitted.
+        places: where they stand.
+        hidden: outermost settings whose value is not shown, since it may hold a password.
+    """
+    return [told for one in error.errors() for told in _faults(one, model, places, hidden)]
+
+
+def _faults(found: Any, model: type[BaseModel], places: Places, hidden: Collection[str]) -> list[Fault]:
+    where: Where = found["loc"]
     dotted = _dotted(where)
     named = f"{dotted}: " if dotted else ""
-    if fault["type"] == RULE_FAULTS:
-        prefix = f"{dotted}." if dotted else ""
-        return [f"{path}:{_line_told(where, text, lines)}: {prefix}{text}" for text in fault["ctx"]["faults"]]
-    if fault["type"] == "extra_forbidden":
-        meant = difflib.get_close_matches(str(where[-1]), _names_in(model, where[:-1]), n=1, cutoff=0.5)
-        hint = f"; did you mean {meant[0]!r}?" if meant else ""
-        return [f"{place}: {named}there is no such setting{hint}"]
-    message = f"{fault['msg'][:1].lower()}{fault['msg'][1:]}"
-    return [f"{place}: {named}{message}, and it is {_short(fault['input'])}"]
+    if found["type"] == RULE_FAULTS:
+        texts, names = found["ctx"]["faults"], section_names(model, where)
+        return [Fault(where, f"{places.told(where, text)}: {_prefix(dotted, text, names)}{text}") for text in texts]
+    place = places.innermost(where)
+    if found["type"] == "extra_forbidden":
+        hint = meant(str(where[-1]), section_names(model, where[:-1]))
+        return [Fault(where, f"{place}: {named}there is no such setting{f'; did you mean {hint!r}?' if hint else ''}")]
+    shown = "" if where[:1] and where[0] in hidden else f", and it is {_short(found['input'])}"
+    return [Fault(where, f"{place}: {named}{found['msg'][:1].lower()}{found['msg'][1:]}{shown}")]
 
 
-def _line_of(where: Where, lines: Mapping[Where, int]) -> int:
-    """Line of the innermost part of a place that the file names; 1 when it names none."""
-    for length in range(len(where), 0, -1):
-        if where[:length] in lines:
-            return lines[where[:length]]
-    return 1
+def _prefix(dotted: str, sentence: str, names: Sequence[str]) -> str:
+    """Return what stands before the sentence of a section: its name, joined to that of the setting it begins with."""
+    begins_with_name = re.split(r"[ .:]", sentence, maxsplit=1)[0] in names
+    return f"{dotted}{'.' if begins_with_name else ': '}" if dotted else ""
 
 
-def _line_told(where: Where, text: str, lines: Mapping[Where, int]) -> int:
-    """Line of a fault between settings: its sentence begins with the name of the one to look at."""
-    named = text.split(" ", 1)[0].rstrip(":").split(".")
-    return _line_of((*where, *named), lines)
+def meant(written: str, known: Collection[str]) -> str | None:
+    """Return the known name that is nearest to what was written; ``None`` when none is near."""
+    return next(iter(difflib.get_close_matches(written, known, n=1, cutoff=0.5)), None)
 
 
-def _dotted(where: Sequence[str | int]) -> str:
+def section_names(model: type[BaseModel], where: Where) -> list[str]:
+    """Return the names of the settings that a section knows; none where there is no section."""
+    section = section_at(model, where)
+    return [] if section is None else list(section.model_fields)
+
+
+def _places(path: Path, lines: Mapping[Where, int]) -> Places:
+    return Places(f"{path}:1", {where: f"{path}:{line}" for where, line in lines.items()})
+
+
+def _dotted(where: Where) -> str:
     return ".".join(str(part) for part in where)
 
 
 def _short(value: object, most: int = 80) -> str:
     text = repr(value)
     return text if len(text) <= most else f"{text[:most]}..."
-
-
-def _names_in(model: type[BaseModel], where: Sequence[str | int]) -> list[str]:
-    inner: Any = model
-    for part in where:
-        field = inner.model_fields.get(part)
-        inner = field.annotation if field is not None else None
-        if get_origin(inner) is not None:
-            inner = next((part for part in get_args(inner) if isinstance(part, type)), None)
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return []
-    return list(inner.model_fields)

@@ -13,9 +13,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, StrictStr
 
-from killswitch.settings.section import Section, SymbolName
+from killswitch.settings.section import Section, SymbolName, settings_schema
 from killswitch.settings.settings_file import read_settings_file
-from killswitch.settings.settings_schema import settings_schema
 
 MAX_GROUPS: Final = 1_000
 MAX_SYMBOLS_IN_A_GROUP: Final = 10_000

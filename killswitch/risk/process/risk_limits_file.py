@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from killswitch.core.canonical import canonical_json, sha256_hex
-from killswitch.risk.account_limits import OTHER_NAMES, AccountLimits
+from killswitch.risk.account_limits import AccountLimits
 from killswitch.risk.figures.anomaly_settings import AnomalySettings
 from killswitch.risk.figures.value_at_risk_settings import ValueAtRiskSettings
 from killswitch.risk.limits.limit_schedule import LimitScheduleSettings
@@ -23,10 +23,8 @@ from killswitch.risk.limits.working_orders import MAX_WORKING_ORDERS
 from killswitch.risk.pretrade.pretrade_settings import PreTradeSettings
 from killswitch.risk.process.node_settings import NodeInputsSettings
 from killswitch.risk.process.rule_loading import RuleSettings
-from killswitch.settings.section import Section
-from killswitch.settings.setting_names import one_name_each
+from killswitch.settings.section import Section, settings_schema
 from killswitch.settings.settings_file import read_settings_file
-from killswitch.settings.settings_schema import settings_schema
 
 NO_LIMIT_USD: Final = 1e15
 """Stands for a limit that is not set; beyond what anybody holds, and still exact as a float."""
@@ -44,6 +42,8 @@ ORDER_OTHER_NAMES: Final[Mapping[str, str]] = {
 class OrderLimitSettings(Section):
     """The limits of a RuntimeRiskMonitor: of one trading process, and of the node's own. An absent one is off."""
 
+    other_names: ClassVar[Mapping[str, str]] = ORDER_OTHER_NAMES
+
     max_inventory_usd_per_symbol: _Usd | None = Field(
         None, description="USD of notional in one symbol; soft: the order that would break it is refused."
     )
@@ -57,11 +57,6 @@ class OrderLimitSettings(Section):
     schedule: LimitScheduleSettings | None = Field(
         None, description="Limits by symbol, by time of day and by volatility; they tighten the two above."
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _names(cls, values: Any) -> Any:
-        return one_name_each(values, ORDER_OTHER_NAMES)
 
     def to_risk_limits(self) -> RiskLimits:
         """Return the three limits, an absent one as a number that nobody reaches."""
@@ -95,8 +90,6 @@ class JudgementSettings(Section):
 
 class RiskLimitsFile(AccountLimits):
     """Everything in ``config/risk_limits.yaml``."""
-
-    other_names: ClassVar[Mapping[str, str]] = OTHER_NAMES
 
     initial_balance_usd: _Usd | None = Field(
         None,

@@ -592,7 +592,7 @@ def test_history_verified_exits_1_on_a_tampered_store(run: Run, cluster: Cluster
         ("status", "--no-such-option"),
         ("-o", "xml", "status"),
         ("agent", "run", "--node", "a/b"),
-        ("--config", "/no/such/file.yaml", "status"),
+        ("--config", "/no/such/file.yaml", "init"),
         ("--cluster", "a/b", "status"),
     ],
 )

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from killswitch.core.permit import Timing, timing_faults
-from killswitch.settings.config import ENV_PREFIX, ConfigError, Settings, load_settings
-from killswitch.settings.settings_schema import settings_schema
+from killswitch.settings.config import ConfigError, Settings, load_settings
+from killswitch.settings.environment import ENV_PREFIX, OWN_VARIABLES, read_environment
+from killswitch.settings.section import settings_schema
 
 SHIPPED = Path(__file__).resolve().parents[3] / "config"
 RULES = ["gross_notional", "net_notional", "symbol_notional", "drawdown"]
 
+SOURCES = {".py", ".sh", ".md", ".yaml", ".yml", ".toml", ".h", ""}
 Load = Callable[..., Settings]
 
 
@@ -47,15 +50,16 @@ def load(tmp_path: Path) -> Load:
 
 @pytest.fixture
 def faults(load: Load, tmp_path: Path) -> Callable[..., list[str]]:
-    """Load what cannot be loaded; the sentences without the file's name."""
+    """Load what cannot be loaded; the sentences without path and line, which each must begin with."""
 
     def told(text: str, **overrides: Any) -> list[str]:
         with pytest.raises(ConfigError) as refused:
             load(text, **overrides)
         assert str(refused.value) == "\n".join(refused.value.faults)
-        prefix = f"{tmp_path / 'k.yaml'}: "
-        assert all(fault.startswith(prefix) for fault in refused.value.faults)
-        return [fault.removeprefix(prefix) for fault in refused.value.faults]
+        path, lines = re.escape(str(tmp_path / "k.yaml")), len(text.splitlines())
+        found = [re.fullmatch(rf"{path}:(\d+): (.*)", fault) for fault in refused.value.faults]
+        assert all(one is not None and int(one[1]) <= lines for one in found)
+        return [one[2] for one in found if one is not None]
 
     return told
 
@@ -64,7 +68,7 @@ Faults = Callable[..., list[str]]
 
 
 def values(loaded: Settings) -> dict[str, Any]:
-    """Settings as plain values: each load makes a class of its own."""
+    """Settings as plain values."""
     return loaded.model_dump(mode="json")
 
 
@@ -149,7 +153,7 @@ def test_variables_of_the_command_are_no_settings(load: Load, monkeypatch: pytes
         ("KILLSWITCH_TIMING__PERMIT_TTL", "2000", "timing.permit_ttl: there is no such setting"),
         ("KILLSWITCH_TIMING__PERMIT_TTL_MS", "2s", "timing.permit_ttl_ms: input should be a valid integer"),
         ("KILLSWITCH_TIMING__PERMIT_TTL_MS", "200", "timing: 3 * renew_every_ms (1500) must be <= permit_ttl_ms (200)"),
-        ("KILLSWITCH_TIMING", "{", 'environment: error parsing value for field "timing"'),
+        ("KILLSWITCH_TIMING", "{", "KILLSWITCH_TIMING: timing: is no JSON; write JSON, or one variable for each"),
     ],
 )
 def test_a_fault_in_the_environment_is_told_as_well(
@@ -160,6 +164,126 @@ def test_a_fault_in_the_environment_is_told_as_well(
     with pytest.raises(ConfigError) as refused:
         load_settings(None)
     assert sentence in refused.value.faults[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("KILLSWITCH_CLUSTR", "clustr: there is no such setting; did you mean KILLSWITCH_CLUSTER?"),
+        (
+            "KILLSWITCH_TIMNG__PERMIT_TTL_MS",
+            "timng.permit_ttl_ms: there is no such setting; did you mean KILLSWITCH_TIMING__PERMIT_TTL_MS?",
+        ),
+        ("KILLSWITCH_AGENT_HTTP_PORT", "there is no such setting; did you mean KILLSWITCH_AGENT__HTTP_PORT?"),
+        ("KILLSWITCH_CONFG", "there is no such setting; did you mean KILLSWITCH_CONFIG?"),
+        ("KILLSWITCH_CLUSTER__NAME", "cluster.name: there is no such setting"),
+        ("killswitch_clustr", "clustr: there is no such setting; did you mean KILLSWITCH_CLUSTER?"),
+    ],
+)
+def test_a_variable_that_is_no_setting_is_refused_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, sentence: str
+) -> None:
+    """A variable that nobody reads is a limit that does not hold."""
+    monkeypatch.setenv(name, "1900")
+    with pytest.raises(ConfigError) as refused:
+        load_settings(None)
+    (told,) = refused.value.faults
+    assert told.startswith(f"{name}: ")
+    assert sentence in told
+
+
+def test_what_kubernetes_says_of_its_services_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each service of a namespace is told to every pod there, and one may well be named after what it is."""
+    for service in ("KILLSWITCH", "KILLSWITCH_ETCD"):
+        for what in ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_CLIENT", "PORT", "PORT_2379_TCP_ADDR"):
+            monkeypatch.setenv(f"{service}_{what}", "10.0.0.1")
+    assert load_settings(None) == Settings()
+
+
+def test_every_variable_that_is_named_anywhere_is_a_setting_or_known_by_what_it_is_for() -> None:
+    """A switch of the tests or the command that is in no list would keep every process from starting."""
+    no_variables = {"KILLSWITCH_GATE_H", "KILLSWITCH_TEST_", "KILLSWITCH_COORDINATOR__RULES__"}
+    misspelt_here = (Path(__file__).parent, Path(__file__).parents[1] / "cli" / "test_settings_faults.py")
+    places = [*SHIPPED.parent.glob("*.*"), SHIPPED.parent / "Makefile"]
+    for folder in (".ci", "killswitch", "agents", "coordinator", "config", "deploy", "docs", "tests"):
+        places += (SHIPPED.parent / folder).rglob("*")
+    texts = [
+        file.read_text(encoding="utf-8", errors="replace")
+        for file in places
+        if file.suffix in SOURCES and file.is_file() and not any(file.is_relative_to(one) for one in misspelt_here)
+    ]
+    named = {name for text in texts for name in re.findall(r"\bKILLSWITCH_[A-Z0-9_]+\b(?![{*<])", text)}
+    assert named >= {"KILLSWITCH_CONFIG", "KILLSWITCH_STORE", "KILLSWITCH_REQUIRE_DOCKER"}
+    switches = dict.fromkeys(named - OWN_VARIABLES.keys() - no_variables, "{}")
+    assert [fault.sentence for fault in read_environment(Settings, switches).faults] == []
+    assert [name for name in switches if name.startswith("KILLSWITCH_TEST_")] == []
+
+
+# -- what stands twice, what stands in braces ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("timing: {renew_every_ms: 400}\ntiming: {}", ["2: timing: is given twice"]),
+        (
+            "coordinator:\n  rules:\n    drawdown: {hard_usd: 3000}\n    drawdown: {warning_usd: 1000}\n",
+            ["4: coordinator.rules.drawdown: is given twice"],
+        ),
+        ("cluster: a\ncluster: a\nclustr: b", ["2: cluster: is given twice", "3: clustr: there is no such setting"]),
+    ],
+)
+def test_a_name_that_is_given_twice_is_refused_with_path_and_line(tmp_path: Path, text: str, told: list[str]) -> None:
+    """Of two sections YAML takes the second in silence, and a hard level that stood in the first is gone."""
+    path = tmp_path / "k.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as refused:
+        load_settings(path)
+    assert len(refused.value.faults) == len(told)
+    assert all(fault.startswith(f"{path}:{one}") for fault, one in zip(refused.value.faults, told, strict=True))
+
+
+@pytest.mark.parametrize("name", ["gate", "link", "state_dir", "risk_limits", "risk_rules"])
+def test_only_the_cluster_may_stand_in_braces_in_a_path(faults: Faults, load: Load, name: str) -> None:
+    """A template that nobody filled in leaves its braces behind; they are no directory that anybody meant."""
+    others = "" if name == "risk_limits" else ", risk_limits: l"
+    for path in (
+        "/x/{a}/y",
+        "/x/${POD_NAME}",
+        "/x/{}",
+        "/x/{",
+        "/x/}",
+        "/x/{{cluster}}",
+        "/x/{cluster!r}",
+        "/{Cluster}",
+    ):
+        (told,) = faults(f"agent: {{{name}: '{path}'{others}}}")
+        assert told == f"agent.{name}: only {{cluster}} may stand in braces, and it is {path!r}"
+    loaded = load(f"agent: {{{name}: '/x/{{cluster}}/y-{{cluster}}'{others}}}", cluster="prod")
+    assert getattr(loaded.agent.in_cluster(loaded.cluster), name) == "/x/prod/y-prod"
+
+
+@pytest.mark.parametrize(
+    ("variables", "options", "place"),
+    [
+        ({"KILLSWITCH_AGENT__HTTP_PORT": "70000"}, {}, "KILLSWITCH_AGENT__HTTP_PORT: agent.http_port: "),
+        ({"KILLSWITCH_AGENT": '{"http_port": 70000}'}, {}, "KILLSWITCH_AGENT: agent.http_port: "),
+        ({}, {"agent": {"http_port": 70000}}, "command line: agent.http_port: "),
+        (
+            {"KILLSWITCH_TIMING__PERMIT_TTL_MS": "200"}, {},
+            "KILLSWITCH_TIMING__PERMIT_TTL_MS: timing: 3 * renew_every_ms (1500) must be <= permit_ttl_ms (200)",
+        ),
+    ],
+)  # fmt: skip
+def test_a_fault_names_the_place_that_its_value_comes_from(
+    load: Load, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], options: dict[str, Any], place: str
+) -> None:
+    """Whoever reads the sentence finds what to change, wherever it stands."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as refused:
+        load("agent: {http_port: 1}", **options)
+    assert refused.value.faults[0].startswith(place)
 
 
 # -- faults ----------------------------------------------------------------------------------------------------------
@@ -192,7 +316,7 @@ def test_an_unknown_setting_is_refused_with_what_may_have_been_meant(faults: Fau
     [
         ("timing: {permit_ttl_ms: 2s}", "timing.permit_ttl_ms: input should be a valid integer"),
         ("timing: {permit_ttl_ms: 2.5}", "timing.permit_ttl_ms: input should be a valid integer"),
-        ("timing: {request_timeout_ms: true}", "timing.request_timeout_ms: input should be a number or a text"),
+        ("timing: {request_timeout_ms: true}", "timing.request_timeout_ms: input should be a valid number or a text"),
         ("timing: {request_timeout_ms: [1]}", "timing.request_timeout_ms: input should be a valid integer"),
         ("timing: fast", "timing: input should be a valid dictionary"),
         ("timing:", "timing: input should be a valid dictionary"),
@@ -245,12 +369,12 @@ def test_an_edge_threshold_that_is_no_number_is_refused(faults: Faults, load: Lo
 @pytest.mark.parametrize(
     ("timing", "sentence"),
     [
-        ("request_timeout_ms: 500", "timing: request_timeout_ms (500) must be < renew_every_ms (500): a hung call"),
+        ("request_timeout_ms: 500", "timing.request_timeout_ms (500) must be < renew_every_ms (500): a hung call"),
         ("permit_ttl_ms: 1400", "timing: 3 * renew_every_ms (1500) must be <= permit_ttl_ms (1400): one lost renewal"),
-        ("lease_ttl_ms: 4200", "timing: leader_deadline_ms * clock_rate_ratio (4200) must be < lease_ttl_ms (4200)"),
-        ("backoff_cap_ms: 2000", "timing: backoff_cap_ms (2000) must be < permit_ttl_ms (2000)"),
-        ("clock_rate_ratio: 0.5", "timing: clock_rate_ratio must be between 1.0 and 2.0, and it is 0.5"),
-        ("backoff_cap_ms: 0", "timing: backoff_cap_ms must be greater than 0, and it is 0"),
+        ("lease_ttl_ms: 4200", "timing.leader_deadline_ms * clock_rate_ratio (4200) must be < lease_ttl_ms (4200)"),
+        ("backoff_cap_ms: 2000", "timing.backoff_cap_ms (2000) must be < permit_ttl_ms (2000)"),
+        ("clock_rate_ratio: 0.5", "timing.clock_rate_ratio must be between 1.0 and 2.0, and it is 0.5"),
+        ("backoff_cap_ms: 0", "timing.backoff_cap_ms must be greater than 0, and it is 0"),
     ],
 )
 def test_a_broken_timing_inequality_is_refused(faults: Faults, timing: str, sentence: str) -> None:
@@ -272,7 +396,7 @@ def test_a_clock_rate_that_is_no_number_is_refused(faults: Faults, value: str) -
 def test_rule_levels_in_the_wrong_order_are_refused(faults: Faults, load: Load, rule: str) -> None:
     """A warning that comes after the freeze warns of nothing."""
     (told,) = faults(f"coordinator: {{rules: {{{rule}: {{warning_usd: 10, hard_usd: 5}}}}}}")
-    assert told == f"coordinator.rules: {rule}: the warning level (10) must not be above the hard level (5)"
+    assert told == f"coordinator.rules.{rule}: the warning level (10) must not be above the hard level (5)"
     assert load(f"coordinator: {{rules: {{{rule}: {{warning_usd: 5, hard_usd: 5}}}}}}")
     assert load(f"coordinator: {{rules: {{{rule}: {{warning_usd: 5}}}}}}")
 
@@ -283,13 +407,13 @@ def test_levels_of_counting_rules_are_put_in_order_as_well(faults: Faults) -> No
         "coordinator: {rules: {lost_nodes: {warning_nodes: 3, hard_nodes: 2}, "
         "stale_reports: {warning_ms: 9, hard_ms: 8}}}"
     )
-    assert [fault.split(":")[1].strip() for fault in told] == ["lost_nodes", "stale_reports"]
+    assert [fault.split(":")[0].rpartition(".")[2] for fault in told] == ["lost_nodes", "stale_reports"]
 
 
 def test_report_intervals_in_the_wrong_order_are_refused(faults: Faults) -> None:
     """At most one report in a time that is longer than the one in which there must be one is impossible."""
     (told,) = faults("agent: {report_min_interval_ms: 2000}")
-    assert told == "agent: report_min_interval_ms (2000) must be at most report_max_interval_ms (1000)"
+    assert told == "agent.report_min_interval_ms (2000) must be at most report_max_interval_ms (1000)"
 
 
 def test_all_faults_are_told_at_once(faults: Faults) -> None:
@@ -308,7 +432,7 @@ def test_all_faults_are_told_at_once(faults: Faults) -> None:
         "coordinator.rules.net_notional.hard_usd": 1,
     }  # fmt: skip
     for place, count in places.items():
-        assert sum(fault.startswith(f"{place}:") for fault in told) == count, place
+        assert sum(fault.startswith((f"{place}:", f"{place}.")) for fault in told) == count, place
 
 
 @pytest.mark.parametrize(

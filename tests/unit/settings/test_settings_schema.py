@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError
 from killswitch.risk.exposure.policy_settings import RiskRules
 from killswitch.risk.process.risk_limits_file import RiskLimitsFile
 from killswitch.settings.config import Settings
-from killswitch.settings.settings_schema import settings_schema
+from killswitch.settings.section import settings_schema
 
 SHIPPED = Path(__file__).resolve().parents[3] / "config"
 SCHEMAS = {"killswitch": Settings, "risk_limits": RiskLimitsFile, "risk_rules": RiskRules}

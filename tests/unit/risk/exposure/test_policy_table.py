@@ -279,7 +279,7 @@ FAULTS = [
     ("exposure:\n  gross_hard_cap_pct: '130'\n", "regimes.yaml:2: exposure.gross_hard_cap_pct: input should be a val"),
     ("exposure:\n  gross_hard_cap_pct: true\n", "regimes.yaml:2: exposure.gross_hard_cap_pct: input should be a val"),
     ("exposure:\n  gross_hard_cap_pct: 0\n", "regimes.yaml:2: exposure.gross_hard_cap_pct: input should be greater"),
-    ("exposure:\n  gross_hard_cap_pct: 110\n", "regimes.yaml:1: regimes.OPEN.tolerance_pct (125) must be at most"),
+    ("exposure:\n  gross_hard_cap_pct: 110\n", "regimes.yaml:2: regimes.OPEN.tolerance_pct (125) must be at most"),
     ("exposure:\n  buckets:\n    LT: {target_pct: 91}\n", "regimes.yaml:3: exposure.buckets.LT.target_pct (91) must"),
     ("exposure:\n  groups:\n    a: [X]\n    b: [X]\n", "regimes.yaml:4: exposure.groups.b: X is in group a already"),
     ("exposure:\n  groups: {UNGROUPED: [X]}\n", "regimes.yaml:2: exposure.groups.UNGROUPED: a group's name is"),

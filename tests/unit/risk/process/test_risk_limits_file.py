@@ -106,7 +106,7 @@ FAULTS = [
     ("orders:\n  max_total_notional_usd: -1\n", ":2: orders.max_total_notional_usd: input should be greater than 0"),
     ("orders:\n  max_total_notional_usd: .inf\n", ":2: orders.max_total_notional_usd: input should be a finite"),
     ("pretrade:\n  trottle: null\n", ":2: pretrade.trottle: there is no such setting; did you mean 'throttle'?"),
-    ("pretrade:\n  order_size: {}\n", ":2: pretrade.order_size.sets no limit"),
+    ("pretrade:\n  order_size: {}\n", ":2: pretrade.order_size: sets no limit"),
     ("orders:\n  schedule:\n    time_zone: Europe/Lodon\n", ":3: orders.schedule.time_zone: 'Europe/Lodon' is no time"),
     ("orders: {schedule: {time_zone: Europe}}\n", ":1: orders.schedule.time_zone: 'Europe' is no time zone that this"),
     ("orders: {schedule: {time_zone: ../x}}\n", ":1: orders.schedule.time_zone: '../x' is no time zone that this"),
