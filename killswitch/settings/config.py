@@ -13,12 +13,12 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, cast
 
-from pydantic import AfterValidator, Field, FiniteFloat, PositiveFloat, PositiveInt, ValidationError, field_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
 from killswitch.core.permit import Timing, timing_faults
 from killswitch.settings.environment import read_environment
-from killswitch.settings.section import Section, leaves, section_at, sentences_error
+from killswitch.settings.section import NodeLimits, Section, leaves, section_at, sentences_error
 from killswitch.settings.settings_file import (
     Fault,
     FileValues,
@@ -56,16 +56,6 @@ class TimingSettings(Section):
     def faults(self) -> list[str]:
         """Return the inequalities that do not hold."""
         return timing_faults(self.to_core())
-
-
-class NodeLimits(Section):
-    """Limits of the node's own RuntimeRiskMonitor; an absent one is off."""
-
-    max_inventory_usd_per_symbol: PositiveFloat | None = Field(None, description="Per symbol, in USD; soft.")
-    max_total_notional_usd: PositiveFloat | None = Field(None, description="Over all symbols, in USD; soft.")
-    edge_freeze_threshold_bps: FiniteFloat | None = Field(
-        None, description="A net edge below this many basis points freezes."
-    )
 
 
 def _only_the_cluster(path: str) -> str:

@@ -2,17 +2,57 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Final, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PositiveFloat,
+    StrictStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError, to_jsonable_python
 
 RULE_FAULTS: Final = "risk_rule_faults"
 """Type of the error by which a section tells faults that are whole sentences already."""
 
+# Strict: neither the text "125" nor the boolean true is a number.
+Usd = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+"""An amount in US dollars."""
+Bps = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+"""A distance in basis points."""
+Count = Annotated[int, Field(strict=True, gt=0)]
+CountToMillion = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
+Ms = Annotated[int, Field(strict=True, gt=0)]
+MsOfDay = Annotated[int, Field(strict=True, gt=0, le=86_400_000)]
+"""Milliseconds, at most those of a day."""
 SymbolName = Annotated[StrictStr, Field(min_length=1, max_length=128)]
+
+
+class Tighter(enum.Enum):
+    """Which way a setting that changes while a process runs gets tighter. It stands outermost beside the field's type.
+
+    What tightens holds at once, also of a file that is not sound; what loosens only with a file that is sound as a
+    whole.
+    """
+
+    LOWER = "a lower number is tighter; one that was absent is tighter with any number"
+    LOWER_ONLY_BELOW = (
+        "the same where it stands instead of a general setting: a new one may be looser than that, so it tightens "
+        "nothing; a lower one does"
+    )
+    HIGHER = "a higher number is tighter; one that was absent is tighter with any number"
+    FEWER = "a part of the list is tighter than the whole; an absent list is everything"
+    LATER_WORD = "one word of several, the mildest first in its type; any word is tighter than none"
+    NEITHER = "neither way, or not told by one number: taken with the whole file alone"
+    NEW_START = "it cannot change while a process runs, nor can anything of the section that it is"
 
 
 class Section(BaseModel):
@@ -59,6 +99,20 @@ class Section(BaseModel):
     def faults(self) -> list[str]:
         """Return one sentence for each thing that is wrong between settings that are sound one by one."""
         return []
+
+
+class NodeLimits(Section):
+    """The three limits of inventory and edge; an absent one is off."""
+
+    max_inventory_usd_per_symbol: Annotated[PositiveFloat | None, Tighter.LOWER] = Field(
+        None, description="USD of notional in one symbol; soft."
+    )
+    max_total_notional_usd: Annotated[PositiveFloat | None, Tighter.LOWER] = Field(
+        None, description="USD of notional over all symbols; soft."
+    )
+    edge_freeze_threshold_bps: Annotated[FiniteFloat | None, Tighter.HIGHER] = Field(
+        None, description="Basis points. An expected net edge strictly below this freezes."
+    )
 
 
 def sentences_error(faults: Sequence[str]) -> PydanticCustomError:

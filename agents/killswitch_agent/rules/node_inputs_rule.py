@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from killswitch.risk.node_rule import NodeFinding, NodeSnapshot
-from killswitch.risk.process.node_settings import NodeInputsSettings
+from killswitch.risk.process.risk_limits_file import NodeInputsSettings
 
 MAX_MARKS_WATCHED: Final = 100_000
 

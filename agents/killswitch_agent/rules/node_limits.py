@@ -68,12 +68,7 @@ def load_node_limits(settings: AgentSettings) -> NodeLimitsFiles:
         RuleNotUsable: a rule cannot be imported or made: the agent must not start without it.
     """
     if settings.risk_limits is None:
-        own = settings.limits
-        orders = OrderLimitSettings(
-            max_inventory_usd_per_symbol=own.max_inventory_usd_per_symbol,
-            max_total_notional_usd=own.max_total_notional_usd,
-            edge_freeze_threshold_bps=own.edge_freeze_threshold_bps,
-        )
+        orders = OrderLimitSettings(**settings.limits.model_dump())
         return NodeLimitsFiles(limits=RiskLimitsFile(orders=orders))
     limits_path = Path(settings.risk_limits)
     limits = load_risk_limits(limits_path)

@@ -7,14 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from killswitch.settings.section import Section
+from killswitch.settings.section import CountToMillion, Section, Tighter
 
 NS_PER_SECOND = 1_000_000_000
 A_YEAR_SECONDS = 31_536_000.0
 
 # Strict: neither a text nor a boolean is a number.
 Seconds = Annotated[float, Field(strict=True, gt=0, le=A_YEAR_SECONDS, allow_inf_nan=False)]
-Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
 CountOrNone = Annotated[int, Field(strict=True, ge=0, le=1_000_000)]
 
 
@@ -41,61 +40,73 @@ SensedClass = Literal["network", "data", "edge", "position", "drawdown"]
 class Confirmations(Section):
     """Bad readings, after the first, that latch an engagement; 0: the first one latches."""
 
-    network: CountOrNone = Field(2, description="Count, of the class network.")
-    data: CountOrNone = Field(2, description="Count, of the class data: prices that are missing or make no sense.")
-    edge: CountOrNone = Field(2, description="Count, of the class edge.")
-    position: CountOrNone = Field(0, description="Count, of the class position: leverage and inventory.")
-    drawdown: CountOrNone = Field(0, description="Count, of the class drawdown.")
+    network: Annotated[CountOrNone, Tighter.LOWER] = Field(2, description="Count, of the class network.")
+    data: Annotated[CountOrNone, Tighter.LOWER] = Field(
+        2, description="Count, of the class data: prices that are missing or make no sense."
+    )
+    edge: Annotated[CountOrNone, Tighter.LOWER] = Field(2, description="Count, of the class edge.")
+    position: Annotated[CountOrNone, Tighter.LOWER] = Field(
+        0, description="Count, of the class position: leverage and inventory."
+    )
+    drawdown: Annotated[CountOrNone, Tighter.LOWER] = Field(0, description="Count, of the class drawdown.")
 
 
 class BreakerSettings(Section):
     """Every setting of a circuit breaker."""
 
-    kill_switch_mode: Literal["auto", "manual"] = Field(
+    kill_switch_mode: Annotated[Literal["auto", "manual"], Tighter.LATER_WORD] = Field(
         "auto",
         description="auto: transient classes recover by themselves. manual: every class waits for a person. In both a "
         "breach engages by itself.",
     )
-    recovery_cooldown_seconds: Seconds = Field(
+    recovery_cooldown_seconds: Annotated[Seconds, Tighter.HIGHER] = Field(
         60.0, description="Cool-down of the first engagement, in seconds; it doubles with each repeat."
     )
-    max_cooldown_seconds: Seconds = Field(3_600.0, description="Longest cool-down, in seconds.")
-    backoff_reset_seconds: Seconds = Field(
+    max_cooldown_seconds: Annotated[Seconds, Tighter.HIGHER] = Field(
+        3_600.0, description="Longest cool-down, in seconds."
+    )
+    backoff_reset_seconds: Annotated[Seconds, Tighter.HIGHER] = Field(
         3_600.0, description="This long safe without an engagement, in seconds, and the doubling starts over."
     )
-    transient_classes: tuple[SensedClass, ...] = Field(
+    transient_classes: Annotated[tuple[SensedClass, ...], Tighter.FEWER] = Field(
         ("network", "data"),
         max_length=5,
         description="Classes that may recover by themselves. An edge that collapsed waits for a person unless it is "
         "named here, as it does in RuntimeRiskMonitor.",
     )
-    recovery_good_readings: Count = Field(
+    recovery_good_readings: Annotated[CountToMillion, Tighter.HIGHER] = Field(
         3, description="Count. Good readings in a row, after the cool-down and per class, that half-open it."
     )
-    half_open_probes: Count = Field(5, description="Count. Orders that pass while it is half-open.")
-    half_open_good_readings: Count = Field(
+    half_open_probes: Annotated[CountToMillion, Tighter.LOWER] = Field(
+        5, description="Count. Orders that pass while it is half-open."
+    )
+    half_open_good_readings: Annotated[CountToMillion, Tighter.HIGHER] = Field(
         5, description="Count. Good readings in a row while half-open that make it safe."
     )
     confirmations: Confirmations = Field(
         default_factory=Confirmations.model_construct,
         description="Counts of bad readings that latch a pause, by class.",
     )
-    provisional_hold_seconds: Seconds = Field(
+    provisional_hold_seconds: Annotated[Seconds, Tighter.HIGHER] = Field(
         5.0,
         description="A pause that is not confirmed lifts itself this long after its last bad reading, in seconds, if "
         "its own sensor has said good since.",
     )
-    escalate_after_engagements: Count = Field(
+    escalate_after_engagements: Annotated[CountToMillion, Tighter.LOWER] = Field(
         5, description="Count. This many engagements in the window, pauses included, and only a person releases."
     )
-    escalate_window_seconds: Seconds = Field(3_600.0, description="The window for that, in seconds.")
-    state_file: str | None = Field(
+    escalate_window_seconds: Annotated[Seconds, Tighter.HIGHER] = Field(
+        3_600.0, description="The window for that, in seconds."
+    )
+    state_file: Annotated[str | None, Tighter.NEW_START] = Field(
         None, min_length=1, description="File that keeps the state over a restart and shares it between processes."
     )
-    file_lock: bool = Field(
+    file_lock: Annotated[bool, Tighter.NEW_START] = Field(
         True, strict=True, description="Lock the state file between processes; off where one process alone has it."
     )
-    lock_timeout_seconds: Seconds = Field(1.0, description="Longest wait for that lock, in seconds.")
+    lock_timeout_seconds: Annotated[Seconds, Tighter.NEITHER] = Field(
+        1.0, description="Longest wait for that lock, in seconds."
+    )
 
     def faults(self) -> list[str]:
         """Return what does not fit together."""

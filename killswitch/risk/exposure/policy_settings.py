@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, StrictStr
 
-from killswitch.settings.section import Section, SymbolName, settings_schema
+from killswitch.settings.section import CountToMillion, MsOfDay, Section, SymbolName, Tighter, settings_schema
 from killswitch.settings.settings_file import read_settings_file
 
 MAX_GROUPS: Final = 1_000
@@ -38,8 +38,12 @@ MarkSeverity = Literal["warning", "unknown"]
 class LongTermBucket(Section):
     """The bucket of positions that are held for long."""
 
-    target_pct: Percentage = Field(80.0, description="Per cent of equity. What the bucket should hold.")
-    max_pct: Percentage = Field(90.0, description="Per cent of equity. The most it may hold; exactly this is allowed.")
+    target_pct: Annotated[Percentage, Tighter.LOWER] = Field(
+        80.0, description="Per cent of equity. What the bucket should hold."
+    )
+    max_pct: Annotated[Percentage, Tighter.LOWER] = Field(
+        90.0, description="Per cent of equity. The most it may hold; exactly this is allowed."
+    )
 
     def faults(self) -> list[str]:
         """Return whether target and most stand in the wrong order."""
@@ -49,8 +53,12 @@ class LongTermBucket(Section):
 class MarketMakingBucket(Section):
     """The bucket of pure market-making."""
 
-    target_pct: Percentage = Field(20.0, description="Per cent of equity. What the bucket should hold.")
-    max_pct: Percentage = Field(30.0, description="Per cent of equity. The most it may hold; exactly this is allowed.")
+    target_pct: Annotated[Percentage, Tighter.LOWER] = Field(
+        20.0, description="Per cent of equity. What the bucket should hold."
+    )
+    max_pct: Annotated[Percentage, Tighter.LOWER] = Field(
+        30.0, description="Per cent of equity. The most it may hold; exactly this is allowed."
+    )
 
     def faults(self) -> list[str]:
         """Return whether target and most stand in the wrong order."""
@@ -74,41 +82,41 @@ class BucketSettings(Section):
 class ExposureSettings(Section):
     """What is added up, and the most of all."""
 
-    gross_hard_cap_pct: Percentage = Field(
+    gross_hard_cap_pct: Annotated[Percentage, Tighter.LOWER] = Field(
         130.0, description="Per cent of equity. From this gross exposure on: HARD_DERISK, at any time of day."
     )
     buckets: BucketSettings = Field(default_factory=BucketSettings, description="Target and most of each bucket.")
-    long_term_symbols: list[SymbolName] = Field(
+    long_term_symbols: Annotated[list[SymbolName], Tighter.NEITHER] = Field(
         default_factory=list,
         max_length=MAX_SYMBOLS_IN_A_GROUP,
         description="Symbols whose positions the agent of a node counts to LT; all others are MM_PURE. A process that "
         "keeps a book of its own names the bucket with every fill instead.",
     )
-    groups: dict[StrictStr, list[SymbolName]] = Field(
+    groups: Annotated[dict[StrictStr, list[SymbolName]], Tighter.NEITHER] = Field(
         default_factory=dict,
         max_length=MAX_GROUPS,
         description="Symbols of each group (sector, coin, country). Empty: no groups. With groups, a symbol that none "
         "of them names is a breach.",
     )
-    max_symbols: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = Field(
+    max_symbols: Annotated[CountToMillion, Tighter.NEITHER] = Field(
         100_000, description="Count. Most symbols that a book follows; one more is a breach."
     )
-    max_working_orders: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = Field(
+    max_working_orders: Annotated[CountToMillion, Tighter.NEITHER] = Field(
         100_000, description="Count. Most working orders that a book follows; one more is a breach."
     )
 
-    mark_max_age_ms: Annotated[int, Field(strict=True, gt=0, le=86_400_000)] | None = Field(
+    mark_max_age_ms: Annotated[MsOfDay | None, Tighter.LOWER] = Field(
         60_000,
         description="Milliseconds that a mark, or the Greeks, of a symbol that a book holds or has orders in may be "
         "old while the market is open; its fills and first orders count as marks until a first one comes. Null: not "
         "asked. The agent of a node does not ask: its marks come with the reports of its routers.",
     )
-    mark_missing: MarkSeverity = Field(
+    mark_missing: Annotated[MarkSeverity, Tighter.LATER_WORD] = Field(
         "unknown",
         description="warning or unknown. What a symbol does of which no mark has ever come and whose last fill is "
         "older than that; unknown makes every percentage unknown, which freezes.",
     )
-    mark_stale: MarkSeverity = Field(
+    mark_stale: Annotated[MarkSeverity, Tighter.LATER_WORD] = Field(
         "unknown", description="warning or unknown. What a symbol does whose newest mark is older than that."
     )
 
@@ -155,43 +163,71 @@ class SessionSettings(Section):
 class OpenRegime(Section):
     """From the open on."""
 
-    tolerance_pct: Percentage = Field(125.0, description="Per cent of equity. Gross exposure that already counts.")
-    derisk: Derisk = Field("none", description="none or soft. What is asked for at the tolerance.")
+    tolerance_pct: Annotated[Percentage, Tighter.LOWER] = Field(
+        125.0, description="Per cent of equity. Gross exposure that already counts."
+    )
+    derisk: Annotated[Derisk, Tighter.LATER_WORD] = Field(
+        "none", description="none or soft. What is asked for at the tolerance."
+    )
 
 
 class EarlyRegime(Section):
     """After the first minutes."""
 
-    from_minutes_after_open: Minutes = Field(30.0, description="Minutes. Begins this long after the open.")
-    tolerance_pct: Percentage = Field(125.0, description="Per cent of equity. Gross exposure that already counts.")
-    derisk: Derisk = Field("none", description="none or soft. What is asked for at the tolerance.")
+    from_minutes_after_open: Annotated[Minutes, Tighter.LOWER] = Field(
+        30.0, description="Minutes. Begins this long after the open."
+    )
+    tolerance_pct: Annotated[Percentage, Tighter.LOWER] = Field(
+        125.0, description="Per cent of equity. Gross exposure that already counts."
+    )
+    derisk: Annotated[Derisk, Tighter.LATER_WORD] = Field(
+        "none", description="none or soft. What is asked for at the tolerance."
+    )
 
 
 class MidRegime(Section):
     """The middle of the day; all day at a venue that never closes."""
 
-    from_minutes_after_open: Minutes = Field(120.0, description="Minutes. Begins this long after the open.")
-    tolerance_pct: Percentage = Field(120.0, description="Per cent of equity. Gross exposure that already counts.")
-    derisk: Derisk = Field("soft", description="none or soft. What is asked for at the tolerance.")
+    from_minutes_after_open: Annotated[Minutes, Tighter.LOWER] = Field(
+        120.0, description="Minutes. Begins this long after the open."
+    )
+    tolerance_pct: Annotated[Percentage, Tighter.LOWER] = Field(
+        120.0, description="Per cent of equity. Gross exposure that already counts."
+    )
+    derisk: Annotated[Derisk, Tighter.LATER_WORD] = Field(
+        "soft", description="none or soft. What is asked for at the tolerance."
+    )
 
 
 class LateRegime(Section):
     """The last quarter of an hour: from 16:15 where the close is at 16:30."""
 
-    from_minutes_to_close: Minutes = Field(15.0, description="Minutes. Begins this long before the close.")
-    tolerance_pct: Percentage = Field(115.0, description="Per cent of equity. Gross exposure that already counts.")
-    derisk: Derisk = Field("soft", description="none or soft. What is asked for at the tolerance.")
+    from_minutes_to_close: Annotated[Minutes, Tighter.HIGHER] = Field(
+        15.0, description="Minutes. Begins this long before the close."
+    )
+    tolerance_pct: Annotated[Percentage, Tighter.LOWER] = Field(
+        115.0, description="Per cent of equity. Gross exposure that already counts."
+    )
+    derisk: Annotated[Derisk, Tighter.LATER_WORD] = Field(
+        "soft", description="none or soft. What is asked for at the tolerance."
+    )
 
 
 class CloseRegime(Section):
     """The close itself, and all the time that the market is closed."""
 
-    from_minutes_to_close: Minutes = Field(2.0, description="Minutes. Begins this long before the close.")
-    hard_from_minutes_to_close: Minutes = Field(
+    from_minutes_to_close: Annotated[Minutes, Tighter.HIGHER] = Field(
+        2.0, description="Minutes. Begins this long before the close."
+    )
+    hard_from_minutes_to_close: Annotated[Minutes, Tighter.HIGHER] = Field(
         2.0, description="Minutes. From this long before the close the tolerance asks for a hard derisk."
     )
-    tolerance_pct: Percentage = Field(100.0, description="Per cent of equity. Gross exposure that already counts.")
-    derisk: Derisk = Field("soft", description="none or soft. What is asked for until it is hard.")
+    tolerance_pct: Annotated[Percentage, Tighter.LOWER] = Field(
+        100.0, description="Per cent of equity. Gross exposure that already counts."
+    )
+    derisk: Annotated[Derisk, Tighter.LATER_WORD] = Field(
+        "soft", description="none or soft. What is asked for until it is hard."
+    )
 
     def faults(self) -> list[str]:
         """Return whether hard would begin before the regime does."""
@@ -234,13 +270,13 @@ class RegimeSettings(Section):
 class DeriskSettings(Section):
     """How a derisk is carried out."""
 
-    soft_price_offset_usd: Annotated[float, Field(strict=True, ge=0, le=1_000)] = Field(
+    soft_price_offset_usd: Annotated[float, Field(strict=True, ge=0, le=1_000), Tighter.NEITHER] = Field(
         0.01, description="US dollars. A soft order is this much below (to sell) or above (to buy) the last trade."
     )
-    soft_margin_pct: Annotated[float, Field(strict=True, gt=0, le=100)] = Field(
+    soft_margin_pct: Annotated[float, Field(strict=True, gt=0, le=100), Tighter.NEITHER] = Field(
         1.0, description="Per cent of equity. A soft derisk aims this far below the tolerance, which already counts."
     )
-    hard_step_ratio: Annotated[float, Field(strict=True, gt=0, le=1)] = Field(
+    hard_step_ratio: Annotated[float, Field(strict=True, gt=0, le=1), Tighter.NEITHER] = Field(
         0.10, description="Ratio. Part of each position that one step of a hard derisk closes, across the spread."
     )
 
@@ -248,8 +284,12 @@ class DeriskSettings(Section):
 class RotationSettings(Section):
     """How much of the long-term inventory may serve small market-making."""
 
-    min_ratio: Ratio = Field(0.10, description="Ratio of the LT inventory. As little as this is worth rotating.")
-    max_ratio: Ratio = Field(0.20, description="Ratio of the LT inventory. No more than this may be rotated.")
+    min_ratio: Annotated[Ratio, Tighter.NEITHER] = Field(
+        0.10, description="Ratio of the LT inventory. As little as this is worth rotating."
+    )
+    max_ratio: Annotated[Ratio, Tighter.NEITHER] = Field(
+        0.20, description="Ratio of the LT inventory. No more than this may be rotated."
+    )
 
     def faults(self) -> list[str]:
         """Return whether least and most stand in the wrong order."""
@@ -262,7 +302,9 @@ class RiskRules(Section):
     """Everything in ``config/risk_rules.yaml``."""
 
     exposure: ExposureSettings = Field(default_factory=ExposureSettings, description="What is added up.")
-    session: SessionSettings = Field(default_factory=SessionSettings, description="Whose hours count.")
+    session: Annotated[SessionSettings, Tighter.NEW_START] = Field(
+        default_factory=SessionSettings, description="Whose hours count."
+    )
     regimes: RegimeSettings = Field(default_factory=RegimeSettings, description="The tolerance table.")
     derisk: DeriskSettings = Field(default_factory=DeriskSettings, description="How a derisk is carried out.")
     rotation: RotationSettings = Field(default_factory=RotationSettings, description="Inventory rotation.")

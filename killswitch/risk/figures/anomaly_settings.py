@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from killswitch.settings.section import Section
+from killswitch.settings.section import CountToMillion, Section
 
 MAX_TREE_NODES: Final = 2_000_000
 """Most nodes of all trees of all symbols; one takes some 225 bytes, so all of them 450 MB."""
@@ -16,8 +16,6 @@ MAX_WARMUP_READINGS: Final = 1_000_000
 
 AnomalyAction = Literal["advise", "reduce_only", "freeze"]
 """What a confirmed anomaly does. ``advise``: it is told, and nothing closes."""
-
-_Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
 
 
 class AnomalySettings(Section):
@@ -45,7 +43,7 @@ class AnomalySettings(Section):
         description="Widths of a feature's range in the warm-up. Farther outside of it than this is anomalous whatever "
         "the trees say; null: only the trees are asked.",
     )
-    warmup_observations: _Count = Field(
+    warmup_observations: CountToMillion = Field(
         500, description="Count. Readings that are taken for usual before anything is judged."
     )
     confirmations: Annotated[int, Field(strict=True, ge=1, le=1_000)] = Field(
@@ -54,7 +52,9 @@ class AnomalySettings(Section):
     seed: Annotated[int, Field(strict=True, ge=0)] = Field(
         1, description="Seed of the trees. The same makes the same trees."
     )
-    max_symbols: _Count = Field(100, description="Count. Most detectors, one for each symbol; one more is a fault.")
+    max_symbols: CountToMillion = Field(
+        100, description="Count. Most detectors, one for each symbol; one more is a fault."
+    )
 
     def faults(self) -> list[str]:
         """Return thresholds that no reading can reach, warm-ups that are too short, and what needs too much memory."""

@@ -8,7 +8,8 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from killswitch.risk.node_rule import NodeLevel
-from killswitch.settings.section import Section
+from killswitch.settings.section import MsOfDay, Section, Tighter, Usd
+from killswitch.settings.settings_diff import way_of
 
 MAX_PRICES_KEPT: Final = 100_000_000
 """Most prices that a history may keep over all symbols, 8 bytes each: 800 MB."""
@@ -16,12 +17,7 @@ MAX_PRICES_KEPT: Final = 100_000_000
 Measure = Literal["var", "es"]
 """What the levels are held against: value at risk, or expected shortfall."""
 
-LEVELS: Final = frozenset({"warning_usd", "hard_usd", "hard", "unknown"})
-"""Settings that may change while figures are made; the others say how the figures are made."""
-
-_Usd = Annotated[float, Field(strict=True, gt=0)]
 _Count = Annotated[int, Field(strict=True, ge=2, le=1_000_000)]
-_Ms = Annotated[int, Field(strict=True, gt=0, le=86_400_000)]
 
 
 class ValueAtRiskSettings(Section):
@@ -31,27 +27,37 @@ class ValueAtRiskSettings(Section):
     that are independent and alike, which they are not on the days that this is for.
     """
 
-    confidence: Annotated[float, Field(strict=True, gt=0.5, lt=1)] = Field(
+    confidence: Annotated[float, Field(strict=True, gt=0.5, lt=1), Tighter.NEW_START] = Field(
         0.99, description="Ratio. Part of all steps in which no more than the value at risk is lost; 0.99 is 99 %."
     )
-    sample_every_ms: _Ms = Field(
+    sample_every_ms: Annotated[MsOfDay, Tighter.NEW_START] = Field(
         60_000, description="Milliseconds from one sample of all prices to the next; also the horizon of the figures."
     )
-    observations_kept: _Count = Field(500, description="Count. Newest returns that are kept for each symbol.")
-    min_observations: _Count = Field(
+    observations_kept: Annotated[_Count, Tighter.NEW_START] = Field(
+        500, description="Count. Newest returns that are kept for each symbol."
+    )
+    min_observations: Annotated[_Count, Tighter.NEW_START] = Field(
         250, description="Count. Fewer returns than this, and the figures are not to be trusted."
     )
-    max_age_ms: _Ms = Field(
+    max_age_ms: Annotated[MsOfDay, Tighter.NEW_START] = Field(
         60_000, description="Milliseconds. A price older than this is stale: it is not sampled, and not trusted."
     )
-    max_symbols: _Count = Field(10_000, description="Count. Most symbols followed; one more has no history.")
-    measure: Measure = Field(
+    max_symbols: Annotated[_Count, Tighter.NEW_START] = Field(
+        10_000, description="Count. Most symbols followed; one more has no history."
+    )
+    measure: Annotated[Measure, Tighter.NEW_START] = Field(
         "es", description="var or es. What both levels are held against: the larger of historical and parametric."
     )
-    warning_usd: _Usd | None = Field(None, description="US dollars. Warn from this much on; absent: no warning.")
-    hard_usd: _Usd | None = Field(None, description="US dollars. From this much on: `hard`; absent: no hard level.")
-    hard: Literal["pause", "reduce_only", "freeze"] = Field("freeze", description="What reaching hard_usd does.")
-    unknown: NodeLevel = Field(
+    warning_usd: Annotated[Usd | None, Tighter.LOWER] = Field(
+        None, description="US dollars. Warn from this much on; absent: no warning."
+    )
+    hard_usd: Annotated[Usd | None, Tighter.LOWER] = Field(
+        None, description="US dollars. From this much on: `hard`; absent: no hard level."
+    )
+    hard: Annotated[Literal["pause", "reduce_only", "freeze"], Tighter.LATER_WORD] = Field(
+        "freeze", description="What reaching hard_usd does."
+    )
+    unknown: Annotated[NodeLevel, Tighter.LATER_WORD] = Field(
         "pause",
         description="warning, pause, reduce_only or freeze. What figures that cannot be trusted do; too little history "
         "is one reason, unless nothing is held. With no hard_usd it is a warning, with no level nothing.",
@@ -81,3 +87,9 @@ class ValueAtRiskSettings(Section):
         if self.warning_usd is not None and self.hard_usd is not None and self.warning_usd > self.hard_usd:
             faults.append(f"warning_usd ({self.warning_usd:g}) must be at most hard_usd ({self.hard_usd:g})")
         return faults
+
+
+LEVELS: Final = frozenset(
+    name for name in ValueAtRiskSettings.model_fields if way_of(ValueAtRiskSettings, (name,)) is not Tighter.NEW_START
+)
+"""Settings that may change while figures are made; the others say how the figures are made."""

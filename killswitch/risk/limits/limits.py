@@ -6,8 +6,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-_Usd = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
-_Bps = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+from killswitch.settings.section import Usd
+
+_EdgeBps = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
 class RiskLimits(BaseModel):
@@ -27,6 +28,6 @@ class RiskLimits(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_inventory_usd: _Usd
-    max_total_notional: _Usd
-    edge_freeze_threshold_bps: _Bps
+    max_inventory_usd: Usd
+    max_total_notional: Usd
+    edge_freeze_threshold_bps: _EdgeBps

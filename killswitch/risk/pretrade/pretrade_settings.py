@@ -6,32 +6,36 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StrictStr
 
-from killswitch.settings.section import Section, SymbolName
+from killswitch.settings.section import Bps, Count, Ms, Section, SymbolName, Tighter, Usd
 
 MAX_SYMBOLS = 10_000
 
 Severity = Literal["refuse", "freeze"]
 """What a fault does: refuse that one order, or refuse it and freeze this process."""
 
-_Usd = Annotated[float, Field(strict=True, gt=0)]
 _Quantity = Annotated[float, Field(strict=True, gt=0)]
-_Bps = Annotated[float, Field(strict=True, gt=0)]
-_Count = Annotated[int, Field(strict=True, gt=0)]
-_Ms = Annotated[int, Field(strict=True, gt=0)]
 
 
 class SymbolOrderSize(Section):
     """Limits of single orders in one symbol; what is absent is as for every symbol."""
 
-    max_quantity: _Quantity | None = Field(None, description="Units of the symbol. The most of one order in it.")
-    max_value_usd: _Usd | None = Field(None, description="USD. The most of one order in it, quantity times price.")
+    max_quantity: Annotated[_Quantity | None, Tighter.LOWER_ONLY_BELOW] = Field(
+        None, description="Units of the symbol. The most of one order in it."
+    )
+    max_value_usd: Annotated[Usd | None, Tighter.LOWER_ONLY_BELOW] = Field(
+        None, description="USD. The most of one order in it, quantity times price."
+    )
 
 
 class OrderSizeSettings(Section):
     """Largest single order: RTS 6 Art. 15(1)(b) and (c). Exactly the limit passes."""
 
-    max_quantity: _Quantity | None = Field(None, description="Units of the symbol; absent: no limit.")
-    max_value_usd: _Usd | None = Field(None, description="USD, quantity times price; absent: no limit.")
+    max_quantity: Annotated[_Quantity | None, Tighter.LOWER] = Field(
+        None, description="Units of the symbol; absent: no limit."
+    )
+    max_value_usd: Annotated[Usd | None, Tighter.LOWER] = Field(
+        None, description="USD, quantity times price; absent: no limit."
+    )
     symbols: dict[SymbolName, SymbolOrderSize] = Field(
         default_factory=dict, description="Limits of single symbols, instead of the two above.", max_length=MAX_SYMBOLS
     )
@@ -46,14 +50,16 @@ class OrderSizeSettings(Section):
 class PriceCollarSettings(Section):
     """How far a price may lie from the reference: RTS 6 Art. 15(1)(a), order by order and over time."""
 
-    max_deviation_bps: _Bps = Field(..., description="Basis points between an order's price and the newest reference.")
-    symbols_max_deviation_bps: dict[SymbolName, _Bps] = Field(
+    max_deviation_bps: Annotated[Bps, Tighter.LOWER] = Field(
+        ..., description="Basis points between an order's price and the newest reference."
+    )
+    symbols_max_deviation_bps: Annotated[dict[SymbolName, Bps], Tighter.LOWER_ONLY_BELOW] = Field(
         default_factory=dict, description="Basis points for single symbols, instead.", max_length=MAX_SYMBOLS
     )
-    over_time_bps: _Bps | None = Field(
+    over_time_bps: Annotated[Bps | None, Tighter.LOWER] = Field(
         None, description="Basis points between an order's price and every reference of the window; absent: not asked."
     )
-    window_ms: _Ms = Field(
+    window_ms: Annotated[Ms, Tighter.HIGHER] = Field(
         60_000, description="Milliseconds that the window reaches back at least; at most twice that."
     )
 
@@ -61,11 +67,19 @@ class PriceCollarSettings(Section):
 class ThrottleSettings(Section):
     """Messages a second: RTS 6 Art. 15(1)(d). Each limit is a token bucket that fills evenly."""
 
-    orders_per_s: _Count | None = Field(100, description="Count a second. New orders over all symbols; null: no limit.")
-    amends_per_s: _Count | None = Field(100, description="Count a second. Amendments over all symbols; null: no limit.")
-    symbol_orders_per_s: _Count | None = Field(None, description="Count a second. New orders in one symbol.")
-    symbol_amends_per_s: _Count | None = Field(None, description="Count a second. Amendments in one symbol.")
-    burst_s: Annotated[float, Field(strict=True, gt=0, le=3_600)] = Field(
+    orders_per_s: Annotated[Count | None, Tighter.LOWER] = Field(
+        100, description="Count a second. New orders over all symbols; null: no limit."
+    )
+    amends_per_s: Annotated[Count | None, Tighter.LOWER] = Field(
+        100, description="Count a second. Amendments over all symbols; null: no limit."
+    )
+    symbol_orders_per_s: Annotated[Count | None, Tighter.LOWER] = Field(
+        None, description="Count a second. New orders in one symbol."
+    )
+    symbol_amends_per_s: Annotated[Count | None, Tighter.LOWER] = Field(
+        None, description="Count a second. Amendments in one symbol."
+    )
+    burst_s: Annotated[float, Field(strict=True, gt=0, le=3_600), Tighter.LOWER] = Field(
         1.0, description="Seconds' worth of messages that may go at once after a pause: in any second at most (1 + "
         "burst_s) times the limit.",
     )  # fmt: skip
@@ -74,39 +88,47 @@ class ThrottleSettings(Section):
 class DuplicateSettings(Section):
     """Orders that are all the same: symbol, side, quantity and price."""
 
-    max_same_orders: _Count = Field(10, description="Count. Same orders within the window; one more is refused.")
-    window_ms: _Ms = Field(1_000, description="Milliseconds. How long an order counts for the same as another.")
+    max_same_orders: Annotated[Count, Tighter.LOWER] = Field(
+        10, description="Count. Same orders within the window; one more is refused."
+    )
+    window_ms: Annotated[Ms, Tighter.HIGHER] = Field(
+        1_000, description="Milliseconds. How long an order counts for the same as another."
+    )
 
 
 class RepeatedExecutionSettings(Section):
     """Executions of one strategy that no person has looked at: RTS 6 Art. 15(3)."""
 
-    max_executions: _Count = Field(
+    max_executions: Annotated[Count, Tighter.LOWER] = Field(
         ..., description="Count. Fills of one strategy; then it is disabled until a person acts."
     )
-    designated_staff: tuple[Annotated[StrictStr, Field(min_length=1, max_length=128)], ...] = Field(
-        (), description="Who may enable a strategy again; empty: any named person.", max_length=1_000
-    )
+    designated_staff: Annotated[
+        tuple[Annotated[StrictStr, Field(min_length=1, max_length=128)], ...], Tighter.NEITHER
+    ] = Field((), description="Who may enable a strategy again; empty: any named person.", max_length=1_000)
 
 
 class WorkingOrderSettings(Section):
     """Orders that work at one time."""
 
-    max_total: _Count | None = Field(None, description="Count. Orders over all symbols; absent: no limit.")
-    max_per_symbol: _Count | None = Field(None, description="Count. Orders in one symbol; absent: no limit.")
+    max_total: Annotated[Count | None, Tighter.LOWER] = Field(
+        None, description="Count. Orders over all symbols; absent: no limit."
+    )
+    max_per_symbol: Annotated[Count | None, Tighter.LOWER] = Field(
+        None, description="Count. Orders in one symbol; absent: no limit."
+    )
 
 
 class DailySettings(Section):
     """What may happen in one calendar day. What is absent is not limited."""
 
-    max_orders: _Count | None = Field(None, description="Count. Orders that passed.")
-    max_cancels: _Count | None = Field(
+    max_orders: Annotated[Count | None, Tighter.LOWER] = Field(None, description="Count. Orders that passed.")
+    max_cancels: Annotated[Count | None, Tighter.LOWER] = Field(
         None, description="Count. Cancels; at the limit new orders are refused, cancels never."
     )
-    max_losses: _Count | None = Field(
+    max_losses: Annotated[Count | None, Tighter.LOWER] = Field(
         None, description="Count. Trades that ended with a loss; then only reducing orders pass."
     )
-    max_loss_usd: _Usd | None = Field(
+    max_loss_usd: Annotated[Usd | None, Tighter.LOWER] = Field(
         None, description="USD lost over the day's trades together; from there on only reducing orders pass."
     )
 
@@ -114,21 +136,29 @@ class DailySettings(Section):
 class InputHealthSettings(Section):
     """What makes a price unfit to trade on, and what that does."""
 
-    max_age_ms: _Ms = Field(5_000, description="Milliseconds since the newest price of the symbol.")
-    frozen_after_ms: _Ms | None = Field(
+    max_age_ms: Annotated[Ms, Tighter.LOWER] = Field(
+        5_000, description="Milliseconds since the newest price of the symbol."
+    )
+    frozen_after_ms: Annotated[Ms | None, Tighter.LOWER] = Field(
         None, description="Milliseconds that prices may come without any change; absent: not asked."
     )
-    missing: Severity = Field("refuse", description="No price of the symbol has come yet.")
-    stale: Severity = Field("refuse", description="The newest price is too old.")
-    bad: Severity = Field("freeze", description="The newest price is no finite number above 0.")
-    crossed: Severity = Field("refuse", description="The newest bid is above the newest ask.")
-    frozen: Severity = Field("refuse", description="Prices come and never change.")
+    missing: Annotated[Severity, Tighter.LATER_WORD] = Field(
+        "refuse", description="No price of the symbol has come yet."
+    )
+    stale: Annotated[Severity, Tighter.LATER_WORD] = Field("refuse", description="The newest price is too old.")
+    bad: Annotated[Severity, Tighter.LATER_WORD] = Field(
+        "freeze", description="The newest price is no finite number above 0."
+    )
+    crossed: Annotated[Severity, Tighter.LATER_WORD] = Field(
+        "refuse", description="The newest bid is above the newest ask."
+    )
+    frozen: Annotated[Severity, Tighter.LATER_WORD] = Field("refuse", description="Prices come and never change.")
 
 
 class PreTradeSettings(Section):
     """All pre-trade controls of one process."""
 
-    permitted_symbols: tuple[SymbolName, ...] | None = Field(
+    permitted_symbols: Annotated[tuple[SymbolName, ...] | None, Tighter.FEWER] = Field(
         None, description="What may be traded: RTS 6 Art. 15(5). Absent: everything; empty: nothing.",
         max_length=MAX_SYMBOLS,
     )  # fmt: skip
@@ -142,10 +172,14 @@ class PreTradeSettings(Section):
     working_orders: WorkingOrderSettings | None = Field(None, description="Orders that work at one time.")
     daily: DailySettings | None = Field(None, description="Counts of a calendar day.")
     input_health: InputHealthSettings | None = Field(None, description="Prices that are fit to trade on.")
-    clock_stepped: Severity = Field("freeze", description="The clock went back.")
-    control_error: Severity = Field("freeze", description="A control, a rule or a clock raised, or said nonsense.")
-    control_overrun: Severity = Field("refuse", description="The controls, or one rule, took longer than the budget.")
-    control_budget_ms: Annotated[float, Field(strict=True, gt=0)] = Field(
+    clock_stepped: Annotated[Severity, Tighter.LATER_WORD] = Field("freeze", description="The clock went back.")
+    control_error: Annotated[Severity, Tighter.LATER_WORD] = Field(
+        "freeze", description="A control, a rule or a clock raised, or said nonsense."
+    )
+    control_overrun: Annotated[Severity, Tighter.LATER_WORD] = Field(
+        "refuse", description="The controls, or one rule, took longer than the budget."
+    )
+    control_budget_ms: Annotated[float, Field(strict=True, gt=0), Tighter.LOWER] = Field(
         100.0, description="Milliseconds that the controls together, and each rule of the user's own, may take."
     )
 

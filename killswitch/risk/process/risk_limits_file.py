@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from killswitch.core.canonical import canonical_json, sha256_hex
 from killswitch.risk.account_limits import AccountLimits
@@ -20,17 +20,14 @@ from killswitch.risk.figures.value_at_risk_settings import ValueAtRiskSettings
 from killswitch.risk.limits.limit_schedule import LimitScheduleSettings
 from killswitch.risk.limits.limits import RiskLimits
 from killswitch.risk.limits.working_orders import MAX_WORKING_ORDERS
+from killswitch.risk.node_rule import NodeLevel
 from killswitch.risk.pretrade.pretrade_settings import PreTradeSettings
-from killswitch.risk.process.node_settings import NodeInputsSettings
 from killswitch.risk.process.rule_loading import RuleSettings
-from killswitch.settings.section import Section, settings_schema
+from killswitch.settings.section import CountToMillion, MsOfDay, NodeLimits, Section, Tighter, Usd, settings_schema
 from killswitch.settings.settings_file import read_settings_file
 
 NO_LIMIT_USD: Final = 1e15
 """Stands for a limit that is not set; beyond what anybody holds, and still exact as a float."""
-
-_Usd = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
-_Bps = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 ORDER_OTHER_NAMES: Final[Mapping[str, str]] = {
     "max_inventory_usd": "max_inventory_usd_per_symbol",
@@ -39,19 +36,16 @@ ORDER_OTHER_NAMES: Final[Mapping[str, str]] = {
 """Names of the earlier version of the seed's limits -> the name that they have here."""
 
 
-class OrderLimitSettings(Section):
-    """The limits of a RuntimeRiskMonitor: of one trading process, and of the node's own. An absent one is off."""
+class OrderLimitSettings(NodeLimits):
+    """The limits of a RuntimeRiskMonitor: of one trading process, and of the node's own. An absent one is off.
 
+    The order that would break one of the first two is refused.
+    """
+
+    model_config = ConfigDict(strict=True)
     other_names: ClassVar[Mapping[str, str]] = ORDER_OTHER_NAMES
 
-    max_inventory_usd_per_symbol: _Usd | None = Field(
-        None, description="USD of notional in one symbol; soft: the order that would break it is refused."
-    )
-    max_total_notional_usd: _Usd | None = Field(None, description="USD of notional over all symbols; soft.")
-    edge_freeze_threshold_bps: _Bps | None = Field(
-        None, description="Basis points. An expected net edge strictly below this freezes."
-    )
-    max_working_orders: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = Field(
+    max_working_orders: Annotated[CountToMillion, Tighter.NEW_START] = Field(
         MAX_WORKING_ORDERS, description="Count. Most orders that are followed at once; one more is refused."
     )
     schedule: LimitScheduleSettings | None = Field(
@@ -69,21 +63,40 @@ class OrderLimitSettings(Section):
         )
 
 
+class NodeInputsSettings(Section):
+    """What makes the reports of a node's routers unfit to judge by, and what that does."""
+
+    router_silent_after_ms: Annotated[MsOfDay | None, Tighter.LOWER] = Field(
+        None,
+        description="Milliseconds since a connected router has reported; absent: not asked, for routers that report "
+        "when something changes and are quiet otherwise.",
+    )
+    silent: Annotated[NodeLevel, Tighter.LATER_WORD] = Field(
+        "freeze", description="warning, pause, reduce_only or freeze. What a router does that has fallen silent."
+    )
+    mark_frozen_after_ms: Annotated[MsOfDay | None, Tighter.LOWER] = Field(
+        None, description="Milliseconds that the mark of a symbol that is held has not moved; absent: not asked."
+    )
+    frozen: Annotated[NodeLevel, Tighter.LATER_WORD] = Field(
+        "pause", description="warning, pause, reduce_only or freeze. What a mark does that does not move."
+    )
+
+
 class JudgementSettings(Section):
     """How the agent has its node judged."""
 
-    every_ms: Annotated[int, Field(strict=True, ge=10, le=60_000)] = Field(
+    every_ms: Annotated[int, Field(strict=True, ge=10, le=60_000), Tighter.LOWER] = Field(
         1_000, description="Milliseconds. The node is judged at every report of a router, and at least this often."
     )
-    budget_ms: Annotated[int, Field(strict=True, ge=1, le=60_000)] = Field(
+    budget_ms: Annotated[int, Field(strict=True, ge=1, le=60_000), Tighter.LOWER] = Field(
         2_000, description="Milliseconds that one rule may take, on the clock on the wall; a later answer is a breach."
     )
-    on_late: Literal["pause", "reduce_only", "freeze"] = Field(
+    on_late: Annotated[Literal["pause", "reduce_only", "freeze"], Tighter.LATER_WORD] = Field(
         "pause",
         description="What a rule does that is late. By default the node pauses until the rule answers in time: a "
         "machine that is short of time is no reason to stop the others.",
     )
-    on_error: Literal["pause", "reduce_only", "freeze"] = Field(
+    on_error: Annotated[Literal["pause", "reduce_only", "freeze"], Tighter.LATER_WORD] = Field(
         "freeze", description="What a rule does that raises or answers nonsense. It is never skipped."
     )
 
@@ -91,7 +104,7 @@ class JudgementSettings(Section):
 class RiskLimitsFile(AccountLimits):
     """Everything in ``config/risk_limits.yaml``."""
 
-    initial_balance_usd: _Usd | None = Field(
+    initial_balance_usd: Annotated[Usd | None, Tighter.NEW_START] = Field(
         None,
         description="USD. Equity that the node's routers start from; profit and loss count on top. Absent: the agent "
         "watches no account, so neither drawdown nor leverage.",
@@ -101,14 +114,16 @@ class RiskLimitsFile(AccountLimits):
     value_at_risk: ValueAtRiskSettings | None = Field(
         None, description="Value at risk of the node; absent: off. Needs the extra 'figures'."
     )
-    anomaly: AnomalySettings | None = Field(
+    anomaly: Annotated[AnomalySettings | None, Tighter.NEW_START] = Field(
         None, description="Streaming anomaly detector over the node's figures; absent: off. Needs the extra 'anomaly'."
     )
     inputs: NodeInputsSettings = Field(
         default_factory=NodeInputsSettings, description="Whether the reports of the routers are fit to judge by."
     )
     judgement: JudgementSettings = Field(default_factory=JudgementSettings, description="How the node is judged.")
-    rules: RuleSettings = Field(default_factory=RuleSettings, description="Rules of the team's own.")
+    rules: Annotated[RuleSettings, Tighter.NEW_START] = Field(
+        default_factory=RuleSettings, description="Rules of the team's own."
+    )
 
     def content_hash(self) -> str:
         """Return 16 hexadecimal digits that tell these limits from others: nodes with the same limits show the same."""

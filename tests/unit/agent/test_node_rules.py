@@ -27,8 +27,7 @@ from killswitch.risk.figures.anomaly_settings import AnomalySettings
 from killswitch.risk.figures.value_at_risk_settings import ValueAtRiskSettings
 from killswitch.risk.limits.limit_schedule import LimitScheduleSettings, SessionStep
 from killswitch.risk.node_rule import NodeFinding, NodeHolding, NodeRule, NodeSnapshot
-from killswitch.risk.process.node_settings import NodeInputsSettings
-from killswitch.risk.process.risk_limits_file import OrderLimitSettings, RiskLimitsFile
+from killswitch.risk.process.risk_limits_file import NodeInputsSettings, OrderLimitSettings, RiskLimitsFile
 from killswitch.risk.process.rule_loading import RuleNotUsable
 from killswitch.settings.config import AgentSettings
 from tests.support.clock import HandClock

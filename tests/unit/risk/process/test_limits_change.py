@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import yaml
@@ -14,16 +14,10 @@ from pydantic import BaseModel
 
 from killswitch.risk.exposure.policy_settings import RiskRules
 from killswitch.risk.figures.value_at_risk_settings import LEVELS, ValueAtRiskSettings
-from killswitch.risk.process.limits_change import (
-    FEWER,
-    FIXED,
-    HIGHER,
-    LOWER,
-    LOWER_ONLY_BELOW,
-    MILDEST_FIRST,
-    decide_change,
-)
+from killswitch.risk.process.limits_change import decide_change
 from killswitch.risk.process.risk_limits_file import RiskLimitsFile
+from killswitch.settings.section import Tighter, section_in
+from killswitch.settings.settings_diff import way_of
 from killswitch.settings.settings_file import SettingsReading, read_settings
 
 ONLY_WITH_THE_WHOLE = frozenset(
@@ -58,6 +52,24 @@ POLICY_ONLY_WITH_THE_WHOLE = frozenset(
 )
 
 
+NEW_START = {"state_file", "file_lock", "initial_balance_usd", "orders", "value_at_risk", "anomaly", "rules", "session"}
+"""Settings that need a new start, or the sections that they stand in."""
+
+ONE_OF_EACH_WAY = [
+    ("max_account_leverage", 5.0, 4.0),
+    ("recovery_cooldown_seconds", 60.0, 90.0),
+    ("known_symbols", ["A", "B"], ["A"]),
+    ("known_symbols", None, ["A"]),
+    ("kill_switch_mode", "auto", "manual"),
+    ("inputs.silent", "pause", "reduce_only"),
+    ("orders.edge_freeze_threshold_bps", None, -2.0),
+    ("orders.schedule.symbol_max_inventory_usd.X", 100.0, 90.0),
+    ("pretrade.order_size.symbols.X.max_quantity", 100.0, 90.0),
+    ("confirmations.data", 2, 0),
+]
+"""A setting, a mild value and a strict one."""
+
+
 def reading(values: Mapping[str, Any], tmp_path: Path) -> SettingsReading[RiskLimitsFile]:
     path = tmp_path / "limits.yaml"
     path.write_text(yaml.safe_dump(dict(values)), encoding="utf-8")
@@ -71,40 +83,52 @@ def limits(**values: Any) -> RiskLimitsFile:
 # ---- every setting has a place
 
 
-def settings_of(model: type[BaseModel], above: str = "") -> Iterator[str]:
-    """Every setting of a model by its dotted name, ``*`` for the names in a mapping."""
+def settings_of(model: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The place of every setting of a model, ``*`` for the names in a mapping."""
     for name, field in model.model_fields.items():
-        inner = [part for part in _parts(field.annotation) if isinstance(part, type) and issubclass(part, BaseModel)]
-        mapping = "dict" in str(field.annotation) and name != "settings"
-        if inner and "tuple" not in str(field.annotation):
-            yield from settings_of(inner[0], f"{above}{name}.{'*.' if mapping else ''}")
+        inner, mapping = section_in(field.annotation), "dict" in str(field.annotation) and name != "settings"
+        place = (*above, name, *(("*",) if mapping else ()))
+        if inner is not None and "tuple" not in str(field.annotation):
+            yield from settings_of(inner, place)
         else:
-            yield f"{above}{name}{'.*' if mapping else ''}"
+            yield place
 
 
-def _parts(annotation: Any) -> list[Any]:
-    inner = get_args(annotation)
-    return [annotation] if not inner else [part for one in inner for part in _parts(one)]
+def test_every_setting_declares_which_way_it_gets_tighter_or_that_it_has_none() -> None:
+    """A new setting cannot be forgotten: one that declares nothing could neither tighten nor be known to loosen."""
+    ways = {
+        ".".join(place): way_of(model, place) for model in (RiskLimitsFile, RiskRules) for place in settings_of(model)
+    }
+    assert len(ways) > 100
+    assert [setting for setting, way in ways.items() if way is None] == []
+    neither = {setting for setting, way in ways.items() if way is Tighter.NEITHER}
+    assert neither == ONLY_WITH_THE_WHOLE | POLICY_ONLY_WITH_THE_WHOLE
+    fixed = {setting.split(".")[0] for setting, way in ways.items() if way is Tighter.NEW_START}
+    assert fixed == NEW_START
 
 
-def test_every_setting_is_in_just_one_table_so_that_a_new_one_cannot_be_forgotten() -> None:
-    tables = {
-        "LOWER": LOWER, "LOWER_ONLY_BELOW": LOWER_ONLY_BELOW, "HIGHER": HIGHER, "FEWER": FEWER,
-        "MILDEST_FIRST": frozenset(MILDEST_FIRST), "whole": ONLY_WITH_THE_WHOLE,
-    }  # fmt: skip
-    tables["whole"] |= POLICY_ONLY_WITH_THE_WHOLE
-    named = [*settings_of(RiskLimitsFile), *settings_of(RiskRules)]
-    for setting in named:
-        homes = [name for name, table in tables.items() if setting in table]
-        if any(setting == one or setting.startswith(f"{one}.") for one in FIXED):
-            homes.append("FIXED")
-        assert len(homes) == 1, f"{setting} is in {homes}"
-    for name, table in tables.items():
-        assert table <= set(named), f"{name} names what does not exist: {sorted(table - set(named))}"
+@pytest.mark.parametrize(("setting", "mild", "strict"), ONE_OF_EACH_WAY)
+def test_what_a_field_declares_is_the_way_that_it_gets_tighter(
+    setting: str, mild: object, strict: object, tmp_path: Path
+) -> None:
+    *sections, name = setting.split(".")
+
+    def written(value: object) -> dict[str, Any]:
+        inner: dict[str, Any] = {name: value}
+        for section in reversed(sections):
+            inner = {section: inner}
+        return inner
+
+    tighter = decide_change(limits(**written(mild)), reading(written(strict), tmp_path))
+    assert [(one.setting, one.direction) for one in tighter.changes] == [(setting, "tighter")]
+    looser = decide_change(limits(**written(strict)), reading(written(mild), tmp_path))
+    assert [(one.setting, one.direction) for one in looser.changes] == [(setting, "looser")]
 
 
 def test_what_the_figures_cannot_take_while_they_run_is_what_a_file_may_not_change() -> None:
-    fixed = {one.removeprefix("value_at_risk.") for one in FIXED if one.startswith("value_at_risk.")}
+    assert {"warning_usd", "hard_usd", "hard", "unknown"} == LEVELS
+    fixed = {name for name in ValueAtRiskSettings.model_fields if way_of(RiskLimitsFile, ("value_at_risk", name)) is
+             Tighter.NEW_START}  # fmt: skip
     assert fixed == set(ValueAtRiskSettings.model_fields) - LEVELS
 
 
