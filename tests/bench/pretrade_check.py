@@ -292,7 +292,7 @@ def _memory_of(names: list[str]) -> tuple[int, int, int]:
             controls.on_quote(name, 999.5 + number / 7, 1_000.5 + number / 7)
             controls.admit("x", name, "buy", 0.1, 1_000.0 + number / 7)
             controls.release("x")
-        controls._counting[-1]._sent.clear()  # type: ignore[attr-defined] # of the last second's orders, not of symbols
+        controls._chain._counting[-1]._sent.clear()  # type: ignore[attr-defined] # of the last second's orders, not of symbols
         every = tracemalloc.get_traced_memory()[0] - start
         for number, name in enumerate(names):
             monitor.reserve(f"o{number}", name, "buy", 0.1 + number, 1_000.0 + number / 7)

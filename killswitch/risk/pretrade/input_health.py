@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import math
 import threading
-from typing import TYPE_CHECKING
 
 from killswitch.clock import NowNs
 from killswitch.risk.order_inputs import finite_number, in_range, is_name
+from killswitch.risk.pretrade.order import PretradeOrder, WatchedPrice
 from killswitch.risk.pretrade.pretrade_settings import InputHealthSettings, Severity
-from killswitch.risk.pretrade.watched_price import WatchedPrice
 from killswitch.risk.refusal import OrderRefused, RefusalKind
-
-if TYPE_CHECKING:
-    from killswitch.risk.pretrade.order import PretradeOrder
 
 MAX_WATCHED_SYMBOLS = 100_000
 

@@ -1,11 +1,37 @@
-"""An order as the pre-trade controls see it, and what a control is."""
+"""An order as the pre-trade controls see it, what a control is, and how a fault of one is told."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from killswitch.risk.pretrade.watched_price import WatchedPrice
-from killswitch.risk.refusal import OrderRefused
+from killswitch.risk.refusal import OrderRefused, RefusalKind
+
+_NANOSECONDS_PER_MS = 1_000_000
+
+
+class WatchedPrice:
+    """The newest price of one symbol, and the range that its prices have had of late.
+
+    Attributes:
+        price: USD; of a quote the middle. The last good one while ``fault`` is set, NaN before the first good one.
+        at_ns: when something came last.
+        changed_ns: when it last was another price than before.
+        fault: what is wrong with the newest one, ``None`` when nothing is.
+        low, high: range of the good prices in the running window; NaN before the first.
+        past_low, past_high: range in the window before it.
+        window_ns: when the running window began.
+    """
+
+    __slots__ = ("at_ns", "changed_ns", "fault", "high", "low", "past_high", "past_low", "price", "window_ns")
+
+    def __init__(self, price: float, now_ns: int) -> None:
+        self.start(price, now_ns)
+
+    def start(self, price: float, now_ns: int) -> None:
+        """Know this price alone, and no range but it."""
+        self.price = self.low = self.high = self.past_low = self.past_high = price
+        self.at_ns = self.changed_ns = self.window_ns = now_ns
+        self.fault: RefusalKind | None = None
 
 
 class PretradeOrder:
@@ -76,3 +102,35 @@ class CountingControl(PretradeRule, Protocol):
 
     def take_back(self, order: PretradeOrder) -> None:
         """The order that was counted does not go after all."""
+
+
+# ---- refusals that say that something is wrong with the controls themselves, or with their clock
+
+
+def fault(symbol: object, what: str) -> OrderRefused:
+    """A control, a rule or a clock that failed: nothing is known of the order."""
+    return OrderRefused("control_error", None, None, str(symbol), f"{symbol}: {what}")
+
+
+def raised(order: PretradeOrder, error: Exception) -> OrderRefused:
+    """Name the control that raised: the outermost one that was at work."""
+    at = error.__traceback__
+    while at is not None:
+        name = getattr(at.tb_frame.f_locals.get("self"), "name", None)
+        if isinstance(name, str):
+            return fault(order.symbol, f"{name} raised {error!r}")
+        at = at.tb_next
+    return fault(order.symbol, f"the clock raised {error!r}")
+
+
+def stepped(order: PretradeOrder, last_ns: int) -> OrderRefused:
+    """The clock that went back since the newest order."""
+    back_ms = (last_ns - order.now_ns) / _NANOSECONDS_PER_MS
+    sentence = f"{order.symbol}: the clock went back by {back_ms:.3f} ms, so no age and no rate can be told"
+    return OrderRefused("clock_stepped", 0.0, back_ms, order.symbol, sentence, "ms")
+
+
+def overrun(order: PretradeOrder, what: str, took_ms: float, limit_ms: float) -> OrderRefused:
+    """An answer that came too late: what it was worked out from may be true no longer."""
+    sentence = f"{order.symbol}: {what} took {took_ms:.3f} ms, and {limit_ms:g} ms are allowed"
+    return OrderRefused("control_overrun", limit_ms, took_ms, order.symbol, sentence, "ms")

@@ -135,7 +135,7 @@ def test_prices_stay_with_their_ranges_over_a_change_and_over_an_absence() -> No
     rig.controls.on_price("A", 150.0)  # seen by nobody
     put(rig, price_collar=collar, input_health=HEALTHY)
     assert rig.admit() == "price_collar_over_time"
-    assert rig.controls._watched["A"].price == 100.0
+    assert rig.controls._chain._watched["A"].price == 100.0
     rig.ns += 950 * MS
     put(rig, price_collar=collar, input_health={"max_age_ms": 900})
     assert rig.admit() == "price_stale"

@@ -95,10 +95,10 @@ def test_a_limit_that_was_never_used_is_full_by_any_settings() -> None:
 def test_a_clock_that_fails_or_goes_back_holds_up_no_change_and_gives_nothing(broken: Any) -> None:
     rig = Rig(throttle={"orders_per_s": 100})
     assert burst(rig) == 100
-    good, rig.controls._clock = rig.controls._clock, broken
+    good, rig.controls._chain._clock = rig.controls._chain._clock, broken
     put(rig, orders_per_s=10)
     put(rig, orders_per_s=50)
-    rig.controls._clock = good
+    rig.controls._chain._clock = good
     assert rig.controls.settings.throttle is not None
     assert rig.controls.settings.throttle.orders_per_s == 50
     assert burst(rig) == 0

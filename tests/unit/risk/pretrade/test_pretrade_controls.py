@@ -142,7 +142,7 @@ def test_the_first_that_refuses_is_told_in_the_stated_order_and_what_if_tells_al
 
 def _use_up(rig: Rig) -> None:
     """Take the throttle's only token."""
-    throttle = rig.controls._counting[1]
+    throttle = rig.controls._chain._counting[1]
     order = PretradeOrder("A", 1, 9.0, 100.0, "", False)
     order.now_ns = rig.ns
     throttle.count(order)
@@ -288,7 +288,7 @@ def test_no_order_is_looked_at_between_the_look_at_another_and_its_count() -> No
             both_inside.wait(0.2)
         return rig.ns
 
-    rig.controls._clock = clock  # read before the look and between the look and the count
+    rig.controls._chain._clock = clock  # read before the look and between the look and the count
     refusals: list[OrderRefused | None] = []
     threads = [
         threading.Thread(target=lambda name=name: refusals.append(rig.controls.admit(name, "A", "buy", 1.0, 1.0)))
@@ -370,7 +370,7 @@ def test_a_clock_that_fails_after_the_limits_have_passed_an_order_refuses_it() -
             raise OSError("no clock")
         return rig.ns
 
-    rig.controls._clock = clock
+    rig.controls._chain._clock = clock
     refusal = rig.controls.admit("1", "A", "buy", 1.0, 100.0)
     assert refusal is not None
     assert refusal.kind == "control_error"

@@ -154,7 +154,7 @@ def test_the_range_of_the_window_is_that_of_every_price_of_the_last_window_at_le
         rig.ns += wait_ms * MS
         rig.controls.on_price("A", float(price))
         seen.append((rig.ns, float(price)))
-    watched = rig.controls._watched["A"]
+    watched = rig.controls._chain._watched["A"]
     low, high = min(watched.low, watched.past_low), max(watched.high, watched.past_high)
     young = [price for at, price in seen if rig.ns - at < 1_000 * MS]
     not_old = [price for at, price in seen if rig.ns - at <= 2_700 * MS]
@@ -297,7 +297,7 @@ def test_what_is_remembered_of_duplicates_is_bounded(monkeypatch: pytest.MonkeyP
         rig.ns += 100 * MS
         assert rig.controls.admit(f"e{number}", "A", "buy", 1000.0 + number, 1.0) is None
     # The newest second, and those that are kept because so few cost nothing.
-    sizes = [len(control._sent) for control in rig.controls._counting]  # type: ignore[attr-defined]
+    sizes = [len(control._sent) for control in rig.controls._chain._counting]  # type: ignore[attr-defined]
     assert sizes[0] <= 257
 
 

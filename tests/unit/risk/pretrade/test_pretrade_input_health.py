@@ -263,13 +263,13 @@ def test_unknown_is_frozen__a_rule_that_makes_the_clock_go_back_overran_its_time
 def test_unknown_is_frozen__controls_that_took_too_long_together_refuse() -> None:
     times = iter([10**15, 10**15 + 6 * MS])
     rig = Rig(control_budget_ms=5.0)
-    rig.controls._clock = lambda: next(times)
+    rig.controls._chain._clock = lambda: next(times)
     assert rig.order() == "control_overrun"
 
 
 def test_unknown_is_frozen__a_control_that_raises_is_named_and_freezes() -> None:
     rig = Rig(order_size={"max_quantity": 1.0}, duplicates={})
-    size = rig.controls._looks[1].__self__  # type: ignore[attr-defined]
+    size = rig.controls._chain._looks[1].__self__  # type: ignore[attr-defined]
     size._symbols = None
     assert rig.order() == "control_error"
     assert rig.refused is not None
@@ -291,7 +291,7 @@ def test_a_rule_refuses_is_told_the_order_and_its_order_is_not_counted() -> None
     rig = Rig(Own(does), throttle={"orders_per_s": 1}, duplicates={"max_same_orders": 1})
     assert rig.order() == "rule"
     assert seen == [("A", 1, 1.0, 100.0, "", False)]
-    rig.controls._rules = ()
+    rig.controls._chain._rules = ()
     assert rig.order() is None  # the throttle's only token and the only same order were given back
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from killswitch.risk.pretrade.order_strategies import OrderStrategies
+from killswitch.risk.pretrade.repeated_executions import OrderStrategies
 from tests.support.pretrade_rig import Rig
 
 

@@ -1,13 +1,16 @@
-"""The largest single order, by quantity and by value: RTS 6 Art. 15(1)(b) and (c)."""
+"""Limits that remember nothing: what may be traded, how large one order may be, how many may work at one time.
+
+RTS 6 Art. 15(1)(b) and (c) for the size, Art. 15(5) and SEC 15c3-5(c)(2) for the symbols.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from killswitch.risk.exact import EXACT, exact
 from killswitch.risk.limits.limit_rule import FLOAT_MARGIN
 from killswitch.risk.pretrade.order import PretradeOrder
-from killswitch.risk.pretrade.pretrade_settings import OrderSizeSettings
+from killswitch.risk.pretrade.pretrade_settings import OrderSizeSettings, WorkingOrderSettings
 from killswitch.risk.refusal import OrderRefused
 
 KnownPrice = Callable[[str], float | None]
@@ -15,6 +18,26 @@ KnownPrice = Callable[[str], float | None]
 
 _NONE = float("inf")
 _SURE = 1 - FLOAT_MARGIN
+
+
+class PermittedSymbols:
+    """Refuses every symbol that is not on the list.
+
+    Args:
+        symbols: the list; when it is empty nothing may be traded.
+    """
+
+    name = "permitted_symbols"
+
+    def __init__(self, symbols: Iterable[str]) -> None:
+        self._symbols = frozenset(symbols)
+
+    def refuses(self, order: PretradeOrder) -> OrderRefused | None:
+        """Refuse a symbol that is not on the list."""
+        if order.symbol in self._symbols:
+            return None
+        sentence = f"{order.symbol}: is not among the {len(self._symbols)} symbols that may be traded"
+        return OrderRefused("symbol_not_permitted", None, None, order.symbol, sentence)
 
 
 class OrderSize:
@@ -70,3 +93,24 @@ class OrderSize:
             return None
         sentence = f"{order.symbol}: the order is worth {value_usd:.2f} USD, above the limit of {max_value_usd:.2f} USD"
         return OrderRefused("order_value", max_value_usd, float(value_usd), order.symbol, sentence)
+
+
+class WorkingOrderLimits:
+    """Refuses one order too many. The monitor asks it in the step in which it reserves, so no two slip through."""
+
+    name = "working_orders"
+
+    def __init__(self, settings: WorkingOrderSettings) -> None:
+        self._max_total = settings.max_total
+        self._max_per_symbol = settings.max_per_symbol
+
+    def __call__(self, symbol: str, in_symbol: int, in_all: int) -> OrderRefused | None:
+        """Refuse one more order beside those that work already."""
+        if self._max_per_symbol is not None and in_symbol >= self._max_per_symbol:
+            sentence = f"{symbol}: {in_symbol} orders work in it, and {self._max_per_symbol} may"
+            most, value = float(self._max_per_symbol), in_symbol + 1.0
+            return OrderRefused("working_orders_symbol", most, value, symbol, sentence, "orders")
+        if self._max_total is not None and in_all >= self._max_total:
+            sentence = f"{symbol}: {in_all} orders work over all symbols, and {self._max_total} may"
+            return OrderRefused("working_orders", float(self._max_total), in_all + 1.0, symbol, sentence, "orders")
+        return None

@@ -1,19 +1,62 @@
-"""What judges the account as a whole, asked before an order: the exposure policy and the circuit breaker."""
+"""What is asked when every control has let an order pass: the user's own rules, the policy, the circuit breaker.
+
+All three belong to somebody else, so none is taken on trust: what one raises, an answer that is none, and a late answer
+refuse the order.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from killswitch.clock import NowNs
 from killswitch.risk.breaker.breaker_machine import BreakerMode
 from killswitch.risk.order_inputs import refused
-from killswitch.risk.pretrade.control_faults import fault
-from killswitch.risk.pretrade.order import PretradeOrder
+from killswitch.risk.pretrade.order import PretradeOrder, PretradeRule, fault, overrun
 from killswitch.risk.refusal import OrderRefused
 
 if TYPE_CHECKING:
     from killswitch.risk.breaker.circuit_breaker import CircuitBreaker
     from killswitch.risk.exposure.policy_monitor import PolicyMonitor
+
+_NANOSECONDS_PER_MS = 1_000_000
+
+
+class GuardedRule:
+    """Asks one rule and takes nothing on trust but a plain ``None`` that came in time.
+
+    It cannot interrupt a rule: one that never answers holds up the thread that sends, which sends nothing meanwhile,
+    and nobody else.
+
+    Args:
+        rule: the rule.
+        clock: nanoseconds.
+        budget_ms: what one answer may take.
+    """
+
+    def __init__(self, rule: PretradeRule, *, clock: NowNs, budget_ms: float) -> None:
+        self.name = str(getattr(rule, "name", type(rule).__name__))
+        self._rule = rule
+        self._clock = clock
+        self._budget_ms = budget_ms
+
+    def refuses(self, order: PretradeOrder) -> OrderRefused | None:
+        """Return the rule's refusal, or the breach that the rule is. Never raises."""
+        try:
+            began_ns = self._clock()
+            refusal: object = self._rule.refuses(order)
+            took_ms = (self._clock() - began_ns) / _NANOSECONDS_PER_MS
+        except Exception as error:  # whatever it raises, its answer is unknown
+            return fault(order.symbol, f"the rule {self.name} raised {error!r}")
+        if refusal is not None:
+            if isinstance(refusal, OrderRefused):
+                return refusal
+            return fault(
+                order.symbol, f"the rule {self.name} answered {refusal!r}, which is neither a refusal nor None"
+            )
+        if 0 <= took_ms <= self._budget_ms:
+            return None
+        return overrun(order, f"the rule {self.name}", took_ms, self._budget_ms)
 
 
 class PolicyThrottle:
