@@ -29,12 +29,9 @@ COMMANDS = {
     "config": ("killswitch.cli.config_commands", "Check and show the settings."),
     "agent": ("killswitch_agent.command", "Run the agent of a node."),
     "coordinator": ("killswitch_coordinator.command", "Run a coordinator."),
-    "replay": ("killswitch.simulation.commands.replay_command", "A tape of bars through the account monitor."),
-    "scenario": ("killswitch.simulation.commands.scenario_commands", "Named runs with a verdict."),
-    "demo": (
-        "killswitch.simulation.commands.demo_command",
-        "A cluster of trading nodes is stopped by its own rules, with proof.",
-    ),
+    "replay": ("killswitch.simulation.commands", "A tape of bars through the account monitor."),
+    "scenario": ("killswitch.simulation.commands", "Named runs with a verdict."),
+    "demo": ("killswitch.simulation.commands", "A cluster of trading nodes is stopped by its own rules, with proof."),
 }
 
 

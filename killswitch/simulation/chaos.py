@@ -7,7 +7,6 @@ Every scenario stands on the real monitor and the real circuit breaker, with a c
 from __future__ import annotations
 
 import datetime as dt
-import importlib.metadata
 import json
 import os
 import random
@@ -21,7 +20,7 @@ from killswitch.risk.account.account_state import AccountState, AlertLevel
 from killswitch.risk.account_limits import AccountLimits
 from killswitch.risk.breaker.breaker_machine import BreakerMode
 from killswitch.risk.breaker.circuit_breaker import ReleaseRefused
-from killswitch.simulation.risk_monitor import TIME_VARIABLE, UNINSTALLED_VERSION
+from killswitch.simulation.risk_monitor import TIME_VARIABLE
 from killswitch.simulation.staged_account import StagedAccount
 
 SCHEMA: Final = "killswitch.scenario/1"
@@ -140,14 +139,6 @@ def verdict(runs: Sequence[ChaosRun]) -> str:
 def start_of_environment() -> str:
     """The time that runs begin at: that of ``MM_FREEZE_UTC_ISO``, else the fixed one."""
     return os.environ.get(TIME_VARIABLE) or FIXED_START
-
-
-def installed_version() -> str:
-    """Version of the installed package."""
-    try:
-        return importlib.metadata.version("killswitch")
-    except importlib.metadata.PackageNotFoundError:
-        return UNINSTALLED_VERSION
 
 
 def table(runs: Sequence[ChaosRun]) -> str:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 
 from prometheus_client import CollectorRegistry
 
+from killswitch import __version__
 from killswitch.clock import wall_now
 from killswitch.risk.limits.runtime_monitor import RuntimeRiskMonitor
 
 TIME_VARIABLE = "MM_FREEZE_UTC_ISO"
 """Environment variable that fixes the time of the report."""
-
-UNINSTALLED_VERSION = "0+unknown"
 
 
 def run(utc_iso: str | None, version: str) -> str:
@@ -64,12 +62,8 @@ def run(utc_iso: str | None, version: str) -> str:
 
 
 def main_text() -> str:
-    """Return the report with the time of the environment variable and the version of the installed package."""
-    try:
-        version = importlib.metadata.version("killswitch")
-    except importlib.metadata.PackageNotFoundError:
-        version = UNINSTALLED_VERSION
-    return run(os.environ.get(TIME_VARIABLE) or None, version)
+    """Return the report with the time of the environment variable and the version of this package."""
+    return run(os.environ.get(TIME_VARIABLE) or None, __version__)
 
 
 def _trade(monitor: RuntimeRiskMonitor, symbol: str, side: str, qty: float, price: float) -> bool:

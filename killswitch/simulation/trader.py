@@ -39,8 +39,7 @@ from killswitch.risk.process.rule_loading import RuleNotUsable
 from killswitch.routing.order_router import OrderRouter
 from killswitch.routing.order_types import Refused, VenueEvent, VenueEventKind
 from killswitch.settings.settings_file import RiskFileError
-from killswitch.simulation.ledger import Ledger
-from killswitch.simulation.quoting import DEFAULT_PLAN, Working, requote
+from killswitch.simulation.quoting import DEFAULT_PLAN, Ledger, Working, requote
 from killswitch.simulation.venue_client import SimulatedVenueClient, VenueDisconnected
 
 VENUE_NAME = "simulated"

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 from killswitch.clock import now_ns
-from killswitch.simulation.venue_operator import VenueOperator
+from killswitch.simulation.venue_client import VenueOperator
 from tests.support.waiting import wait_until
 
 NS_PER_S = 1_000_000_000

@@ -55,7 +55,7 @@ from killswitch.simulation.demo.demo_processes import (
 )
 from killswitch.simulation.demo.demo_result import DemoResult
 from killswitch.simulation.demo.demo_view import Verdict, View, make_view
-from killswitch.simulation.venue_operator import VenueFault, VenueOperator
+from killswitch.simulation.venue_client import VenueFault, VenueOperator
 from killswitch.stores import StoreError, StoreUnavailable, open_store
 from killswitch.stores.etcd.embedded import EmbeddedStore
 

@@ -12,7 +12,7 @@ from killswitch.simulation.demo.demo_cluster import DemoCluster
 from killswitch.simulation.demo.demo_judgement import DidNotHappen, refused_attempts
 from killswitch.simulation.demo.demo_processes import read_json
 from killswitch.simulation.demo.demo_view import NodePicture, Picture
-from killswitch.simulation.venue_operator import VenueOperator
+from killswitch.simulation.venue_client import VenueOperator
 
 
 def everybody_is_there(cluster: Cluster, venue: VenueOperator, setup: DemoCluster) -> bool:

@@ -22,11 +22,10 @@ from killswitch.core.modes import Mode
 from killswitch.core.scopes import Scope
 from killswitch.gate import GateWriter
 from killswitch.risk.process.limits_audit import read_audit
-from killswitch.simulation.ledger import Ledger
-from killswitch.simulation.quoting import QuotingPlan, Working, requote
+from killswitch.simulation.quoting import Ledger, QuotingPlan, Working, requote
 from killswitch.simulation.tape import synthetic_tape
 from killswitch.simulation.venue import VenueServer
-from killswitch.simulation.venue_operator import VenueOperator
+from killswitch.simulation.venue_client import VenueOperator
 from tests.support.waiting import wait_until
 
 PLAN = QuotingPlan(levels=3, spacing_bps=10.0, tolerance_bps=4.0, quote_usd=1_000.0, inventory_max_usd=5_000.0)

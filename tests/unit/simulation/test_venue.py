@@ -21,7 +21,7 @@ import pytest
 from killswitch.clock import now_ns, wall_now
 from killswitch.simulation.tape import Tick
 from killswitch.simulation.venue import VenueServer
-from killswitch.simulation.venue_operator import VenueFault, VenueOperator
+from killswitch.simulation.venue_client import VenueFault, VenueOperator
 from tests.support.waiting import wait_until
 
 CALM_PRICE, LOW_PRICE = 100.0, 90.0

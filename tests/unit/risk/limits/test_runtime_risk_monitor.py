@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
 
+import killswitch
 from killswitch import risk
 from killswitch.link.messages import CancelResult
 from killswitch.risk.events import FreezeEvent
@@ -729,7 +730,7 @@ def test_demo_is_exact_to_the_byte() -> None:
 
 def test_demo_takes_its_time_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MM_FREEZE_UTC_ISO", "2025-01-01T00:00:00Z")
-    monkeypatch.setattr("importlib.metadata.version", lambda _name: "0.1.0")
+    monkeypatch.setattr(demo, "__version__", "0.1.0")
     assert demo.main_text() == EXPECTED
     monkeypatch.delenv("MM_FREEZE_UTC_ISO")
     assert json.loads(demo.main_text())["runtime"]["utc"].endswith("Z")
@@ -741,9 +742,9 @@ def test_demo_drives_the_real_monitor(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (report["frozen"], report["status"]) == (False, "FAILED")
 
 
-def test_demo_says_so_when_the_package_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> str:
-        raise demo.importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr("importlib.metadata.version", missing)
-    assert json.loads(demo.main_text())["runtime"]["version"] == demo.UNINSTALLED_VERSION
+def test_demo_names_its_own_version_whoever_else_has_installed_a_package_of_our_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """``killswitch`` on the public index is somebody else's, and a checkout that is not installed has a version too."""
+    monkeypatch.setattr("importlib.metadata.version", lambda _name: "9.9.9")
+    assert json.loads(demo.main_text())["runtime"]["version"] == killswitch.__version__

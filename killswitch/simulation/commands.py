@@ -1,13 +1,17 @@
-"""scenario: named runs with a verdict."""
+"""demo, replay, scenario: a cluster, a tape or a named run, played and judged. Each loads what it plays when asked."""
 
 from __future__ import annotations
 
 import logging
+import sys
 import textwrap
-from typing import TYPE_CHECKING
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from killswitch import __version__
 from killswitch.cli.context import (
     EXIT_ERROR,
     EXIT_STORE_UNAVAILABLE,
@@ -21,6 +25,8 @@ from killswitch.cli.context import (
 if TYPE_CHECKING:
     from killswitch.simulation.rig import RigRun
 
+DEFAULT_BALANCE_USD = 100_000.0
+
 SCENARIOS = {
     "risk-monitor": "Limits and an edge collapse on one RuntimeRiskMonitor; byte for byte the same with "
     "MM_FREEZE_UTC_ISO set.",
@@ -31,6 +37,87 @@ SCENARIOS = {
 
 WIDTH = 80
 NAME_WIDTH = 22
+
+
+@click.command()
+@click.option("--nodes", type=click.IntRange(min=1), default=3, show_default=True, help="Trading nodes.")
+@click.option("--routers", type=click.IntRange(min=1), default=2, show_default=True, help="Order routers on each node.")
+@click.option(
+    "--bars", type=click.Path(path_type=Path), help="One-minute bars to trade instead of the synthetic crash."
+)
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the tape and of the routers.")
+@click.option("--speed", type=float, default=1.0, show_default=True, help="How fast the tape plays.")
+@click.option("--kill-agent", metavar="NODE", help="Kill this node's agent before the crash, such as n2.")
+@click.option("-o", "--output", type=click.Choice(["table", "json"]), help="As the global option.")
+@click.pass_obj
+def demo(
+    context: CommandContext, *, nodes: int, routers: int, bars: Path | None, seed: int, speed: float,
+    kill_agent: str | None, output: Literal["table", "json"] | None,
+) -> None:  # fmt: skip
+    """A cluster of trading nodes is stopped by its own rules, with proof, and released again.
+
+    Starts a real etcd, two coordinators, an agent and routers per node and a simulated venue, each a process of its
+    own, on loopback. Exits 1 when anything of it did not happen, and says what.
+    """
+    from killswitch.simulation.demo.demo import DemoOptions, option_faults, run_demo
+
+    configure_logging("warning")
+    chosen: Literal["table", "json"] = output or ("json" if context.wants_json else "table")
+    options = DemoOptions(
+        nodes=nodes, routers=routers, bars=bars, seed=seed, speed=speed, kill_agent=kill_agent, output=chosen
+    )
+    faults = option_faults(options)
+    if faults:
+        raise CommandError("; ".join(faults), 2)
+    sys.exit(run_demo(options))
+
+
+@click.command()
+@click.option(
+    "--bars", type=click.Path(path_type=Path), required=True, help="CSV: timestamp,open,high,low,close,volume."
+)
+@click.option("--limits", type=click.Path(path_type=Path), help="File like config/risk_limits.yaml; else the defaults.")
+@click.option("--balance", type=float, help="Initial balance, in USD; else initial_balance_usd, else 100,000.")
+@click.option("--quantity", type=float, help="Position held, below 0 short; else long for the whole balance.")
+@click.option("--symbol", default="BTCUSDT", show_default=True, help="What the bars are of.")
+@click.pass_obj
+def replay(
+    context: CommandContext,
+    *,
+    bars: Path,
+    limits: Path | None,
+    balance: float | None,
+    quantity: float | None,
+    symbol: str,
+) -> None:
+    """Show when the account monitor would have warned and killed on a tape, and how deep the account went.
+
+    A position is held through the whole tape; nothing is sent and nothing is frozen. Times without a zone are UTC.
+    Exits 0 whether or not it would have killed, and 2 when bars, limits or options cannot be used.
+    """
+    # Only who replays pays for these.
+    from killswitch.risk.process.risk_limits_file import load_risk_limits
+    from killswitch.simulation import replay as tape_replay
+    from killswitch.simulation.tape import bars_from_csv
+
+    configure_logging("warning")
+    _only_errors()
+    try:
+        account_limits = load_risk_limits(limits)
+        if balance is None:
+            balance = account_limits.initial_balance_usd or DEFAULT_BALANCE_USD
+        options = tape_replay.ReplayOptions(balance_usd=balance, quantity=quantity, symbol=symbol)
+        played = tape_replay.replay(bars_from_csv(bars), account_limits, options)
+    except OSError as error:
+        raise CommandError(f"{bars}: cannot be read ({error.strerror})", EXIT_USAGE) from error
+    except ValueError as error:  # what is wrong with bars, limits or options, as a sentence
+        raise CommandError(str(error), EXIT_USAGE) from error
+    if context.wants_json:
+        context.emit_json(
+            "replay", {"file": str(bars), "limits_file": str(limits) if limits else None, **played.to_json()}
+        )
+    else:
+        click.echo(tape_replay.table(played))
 
 
 @click.group()
@@ -151,25 +238,39 @@ def _rig_runs(name: str, registry: str | None, *, keep: bool) -> list[RigRun]:
 @click.pass_obj
 def chaos(context: CommandContext, name: str, seed: int) -> None:
     from killswitch.simulation.chaos import (
-        installed_version,
         report,
         run_chaos,
         start_of_environment,
         table,
         verdict,
     )
-    from killswitch.simulation.quiet_log import only_errors
 
     configure_logging("warning")
-    only_errors()
+    _only_errors()
     start = start_of_environment()
     try:
         runs = run_chaos(name, seed=seed, start=start)
     except ValueError as error:
         raise CommandError(str(error), EXIT_USAGE) from error
     if context.wants_json:
-        click.echo(report(runs, seed=seed, start=start, version=installed_version()), nl=False)
+        click.echo(report(runs, seed=seed, start=start, version=__version__), nl=False)
     else:
         click.echo(table(runs))
     if verdict(runs) != "OK":
         raise click.exceptions.Exit(EXIT_ERROR)
+
+
+def _only_errors() -> None:
+    """Drop every line of the log but those of level ``error``: the CRITICAL ones are rehearsed, and are the report."""
+    import structlog
+
+    processors = structlog.get_config()["processors"]
+    structlog.configure(processors=[_drop_rehearsed, *processors])
+
+
+def _drop_rehearsed(_logger: Any, method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    import structlog
+
+    if method != "error":
+        raise structlog.DropEvent
+    return line
