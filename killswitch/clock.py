@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 CLOCK_ID: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 CLOCK_NAME = "CLOCK_BOOTTIME" if hasattr(time, "CLOCK_BOOTTIME") else "CLOCK_MONOTONIC"
@@ -18,6 +19,8 @@ CLOCK_NOTE = (
     else "this system has no CLOCK_BOOTTIME; CLOCK_MONOTONIC may stand still while the machine is suspended, so a "
     "permit can outlive a suspension"
 )
+
+_BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
 
 NowNs = Callable[[], int]
 """A clock for deadlines: nanoseconds since some fixed instant, never going back."""
@@ -29,6 +32,17 @@ WallClock = Callable[[], str]
 def now_ns() -> int:
     """Nanoseconds on the clock that deadlines are kept on."""
     return time.clock_gettime_ns(CLOCK_ID)
+
+
+def boot_id() -> str:
+    """Which run of which machine this is, as its kernel writes it; empty where the system does not tell.
+
+    The deadline clock starts over when the machine does, so a time on it means nothing without this.
+    """
+    try:
+        return _BOOT_ID_FILE.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def wall_now() -> str:

@@ -7,13 +7,13 @@ memory cannot be trusted, and the agent does not start.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import structlog
 
 from killswitch.cluster.records import FlagRecord, UnreadableRecord, read_flag
 from killswitch.core.flag import Flag
+from killswitch.durable_file import append_to_file, replace_file
 
 log = structlog.get_logger(__name__)
 
@@ -63,9 +63,11 @@ class Journal:
         line = FlagRecord.from_core(flag).to_bytes() + b"\n"
         try:
             if self._lines >= COMPACT_AFTER_LINES or self._ends_torn:
-                self._replace_with(line)
+                replace_file(self._path, line)  # the newest flag says all that those before it do
+                self._lines = 0
+                self._ends_torn = False
             else:
-                self._append_synced(line)
+                append_to_file(self._path, line)
         except OSError as error:
             # Part of a line may be in the file; the next success writes the file anew.
             self._ends_torn = True
@@ -74,37 +76,6 @@ class Journal:
             ) from error
         self._lines += 1
         self.last = flag
-
-    def _append_synced(self, line: bytes) -> None:
-        fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            _write_all(fd, line)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        if self._lines == 0:
-            self._sync_directory()
-
-    def _replace_with(self, line: bytes) -> None:
-        """Put a file with the newest flag alone in place of this one, atomically."""
-        fresh = self._path.with_suffix(".new")
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        try:
-            _write_all(fd, line)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        fresh.replace(self._path)
-        self._sync_directory()
-        self._lines = 0
-        self._ends_torn = False
-
-    def _sync_directory(self) -> None:
-        fd = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
     def _load(self) -> Flag | None:
         if not self._path.exists():
@@ -129,9 +100,3 @@ class Journal:
             self._ends_torn = True
         self._lines = len(lines)
         return newest
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]

@@ -10,6 +10,7 @@ from typing import Any
 
 import structlog
 
+from killswitch.clock import boot_id
 from killswitch.cluster.cluster import Cluster
 from killswitch.cluster.records import (
     HoldingRecord,
@@ -30,8 +31,6 @@ log = structlog.get_logger(__name__)
 
 MATERIAL_FRACTION = 0.001
 """A move of P&L or working notional below a thousandth of the node's gross waits for the regular report."""
-
-BOOT_ID_PATH = Path("/proc/sys/kernel/random/boot_id")
 
 
 class NameInUse(Exception):
@@ -58,14 +57,6 @@ class LeaseFence:
 
     key: str
     version: int
-
-
-def boot_id() -> str:
-    """Which boot of which machine this is, empty where the system does not tell."""
-    try:
-        return BOOT_ID_PATH.read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
 
 
 def whereabouts(gate: str) -> str:

@@ -36,6 +36,13 @@ class UnreadableRecord(Exception):
     """A key holds something that this version cannot read; the message says the key and what is wrong."""
 
 
+def first_fault(error: ValidationError) -> str:
+    """Return the first thing that is wrong with what was read, and where."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "the whole value"
+    return f"{where}: {first['msg']}"
+
+
 def _only_json(values: dict[str, Any]) -> dict[str, Any]:
     """Refuse what could be read but never be hashed or written again: NaN and infinities, at any depth."""
     if values:  # none is the usual case, and this is on the path of a freeze
@@ -74,9 +81,7 @@ class Record(BaseModel):
         try:
             record = cls.model_validate_json(value if value is not None else b"")
         except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the whole value"
-            raise UnreadableRecord(f"key {key} cannot be read ({where}: {first['msg']})") from error
+            raise UnreadableRecord(f"key {key} cannot be read ({first_fault(error)})") from error
         if "v" not in record.model_fields_set:
             raise UnreadableRecord(f"key {key} cannot be read (v: it does not say of which version it is)")
         return record

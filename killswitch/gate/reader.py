@@ -21,7 +21,7 @@ from time import clock_gettime_ns
 from types import TracebackType
 from typing import Final
 
-from killswitch.clock import CLOCK_ID
+from killswitch.clock import CLOCK_ID, boot_id
 from killswitch.core.modes import Mode
 from killswitch.core.scopes import GLOBAL
 from killswitch.gate.layout import (
@@ -58,7 +58,6 @@ RETRY_S: Final = 0.0001
 OPEN_RETRY_S: Final = 0.02
 """Pause between two looks for a page that is not there yet."""
 
-_BOOT_ID_FILE: Final = Path("/proc/sys/kernel/random/boot_id")
 _SHUT: Final = memoryview(bytes(TOTAL_BYTES)).cast("Q")
 """What a closed reader looks at: a fast word that never opens."""
 
@@ -87,15 +86,15 @@ class Blocked(GateError):
         self.epoch = epoch
 
 
-def boot_id() -> bytes:
+def boot_id_bytes() -> bytes:
     """Return 16 bytes that name the current run of the kernel, zeros where the system does not tell.
 
     A page that outlived a restart (a gate on a disk) carries deadlines of a clock that began again at zero: some of
     them would lie in the future.
     """
     try:
-        return bytes.fromhex(_BOOT_ID_FILE.read_text(encoding="ascii").strip().replace("-", ""))
-    except (OSError, ValueError):
+        return bytes.fromhex(boot_id().replace("-", "")) or bytes(BOOT_ID_BYTES)
+    except ValueError:
         return bytes(BOOT_ID_BYTES)
 
 
@@ -113,7 +112,7 @@ class _Page:
             self._map = mmap.mmap(fd, TOTAL_BYTES, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
         finally:
             os.close(fd)
-        check_prefix(self._map[:64], clock_id=CLOCK_ID, boot_id=boot_id())
+        check_prefix(self._map[:64], clock_id=CLOCK_ID, boot_id=boot_id_bytes())
         self.identity = (status.st_dev, status.st_ino)
         self.words = memoryview(self._map).cast("Q")
         self._decoded: GateState | None = None

@@ -50,7 +50,7 @@ from killswitch.gate.layout import (
     same_content,
     word_at,
 )
-from killswitch.gate.reader import GateError, GateUnavailable, boot_id
+from killswitch.gate.reader import GateError, GateUnavailable, boot_id_bytes
 
 MAX_PERMIT_AHEAD_NS: Final = 3_600 * 1_000_000_000
 """A permit further ahead than an hour is a unit mixed up, not a permit; it would outlive every other safeguard."""
@@ -106,7 +106,7 @@ class GateWriter:
         self._synthetic: tuple[Cause, ...] = (_own("agent_start", "the agent has started and has no permit yet"),)
         self._closed = False
         self._closed_early_ns = 0
-        self._prefix = encode_prefix(CLOCK_ID, boot_id())
+        self._prefix = encode_prefix(CLOCK_ID, boot_id_bytes())
         try:
             require_little_endian()
             self._fd = _lock_page(self.path)

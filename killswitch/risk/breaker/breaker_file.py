@@ -12,21 +12,21 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Final, Literal
 
-from killswitch.clock import NowNs, WallClock
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from killswitch.clock import NowNs, WallClock, boot_id
+from killswitch.cluster.records import first_fault
+from killswitch.durable_file import replace_file
 from killswitch.risk.breaker.breaker_machine import BreakerMode, BreakerState, Cause, rebased
 from killswitch.risk.breaker.breaker_settings import BreakerSettings, ReasonClass
 
-FILE_VERSION: Final = 1
 MAX_FILE_BYTES: Final = 65_536
 _LOCK_POLL_SECONDS: Final = 0.002
-_LARGEST_NS: Final = 2**63 - 1
 
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _TIME_NAMESPACE = Path("/proc/self/ns/time")
 
 
@@ -97,22 +97,15 @@ class StateFile:
         Raises:
             StateFileFault: it cannot be written; what stood there may still stand there.
         """
-        body = {"v": FILE_VERSION, "utc": self._wall_clock(), "clock": clock_identity(), "state": state_to_json(state)}
-        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.new")
         try:
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with os.fdopen(fd, "wb") as file:
-                file.write(json.dumps(body, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path)
-            self._sync_directory()
+            body = _FileRecord(v=1, utc=self._wall_clock(), clock=clock_identity(), state=StateRecord.from_core(state))
+            replace_file(self.path, json.dumps(body.model_dump(mode="json"), indent=1, sort_keys=True).encode() + b"\n")
             kept = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             self._seen = None
-            with contextlib.suppress(OSError):
-                temporary.unlink()
             raise StateFileFault(f"{self.path}: cannot be written ({error.strerror})") from error
+        except ValidationError as error:
+            raise StateFileFault(f"{self.path}: cannot be written ({first_fault(error)})") from error
         self._keep(kept, os.fstat(kept))
 
     def keep_unreadable(self) -> None:
@@ -170,115 +163,85 @@ class StateFile:
 
     def _understood(self, raw: bytes) -> BreakerState:
         try:
-            body = json.loads(raw)
-            _named(body, {"v", "utc", "clock", "state"}, "file")
-            _is_version(body["v"])
-            state = state_from_json(body["state"])
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            record = _FileRecord.model_validate_json(raw)
+            state = record.state.to_core()
+        except ValidationError as error:
+            raise StateFileFault(f"{self.path}: is not a breaker's state ({first_fault(error)})") from error
+        except ValueError as error:
             raise StateFileFault(f"{self.path}: is not a breaker's state ({error})") from error
-        same_clock = body["clock"] == clock_identity()
-        return state if same_clock else rebased(state, self._clock(), self._settings)
-
-    def _sync_directory(self) -> None:
-        fd = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        return state if record.clock == clock_identity() else rebased(state, self._clock(), self._settings)
 
 
 def clock_identity() -> str:
-    """Names the run of the machine and the time namespace that the deadline clock counts in; empty when unknown."""
+    """Names the run of the machine and the time namespace that the deadline clock counts in; unlike any other when
+    that cannot be told, so that a state from anywhere is taken anew."""
+    boot = boot_id()
     try:
-        return f"{_BOOT_ID.read_text().strip()} {os.readlink(_TIME_NAMESPACE)}"  # noqa: PTH115 - it is not a path
+        return f"{boot} {os.readlink(_TIME_NAMESPACE)}" if boot else f"unknown {os.getpid()}"  # noqa: PTH115 - no path
     except OSError:
-        # Unlike every other identity, so that a state from anywhere is taken anew.
         return f"unknown {os.getpid()}"
 
 
-def state_to_json(state: BreakerState) -> dict[str, Any]:
-    """Return a state as JSON values."""
-    return {
-        "version": state.version,
-        "mode": state.mode.value,
-        "engagement": state.engagement,
-        "causes": [
-            {field.name: getattr(cause, field.name) for field in fields(Cause)} | {"kind": cause.kind.value}
-            for cause in state.causes
-        ],
-        "repeats": state.repeats,
-        "engagements_ns": list(state.engagements_ns),
-        "escalated": state.escalated,
-        "cooldown_until_ns": state.cooldown_until_ns,
-        "probes_left": state.probes_left,
-        "safe_since_ns": state.safe_since_ns,
-        "last_ns": state.last_ns,
-    }
+_Whole = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 
-def state_from_json(data: Any) -> BreakerState:
-    """Read what :func:`state_to_json` returned.
+class _Stored(BaseModel):
+    """Nothing has a default: what a file does not say is not known."""
 
-    Raises:
-        ValueError: it is anything else, or a state that cannot be.
-    """
-    _named(data, {field.name for field in fields(BreakerState)}, "state")
-    if not isinstance(data["causes"], list) or not isinstance(data["engagements_ns"], list):
-        raise ValueError("causes and engagements_ns are lists")  # noqa: TRY004 - one error for whatever is wrong
-    causes = tuple(_cause(raw) for raw in data["causes"])
-    state = BreakerState(
-        mode=BreakerMode(data["mode"]),
-        causes=causes,
-        engagements_ns=tuple(_whole(value, "engagements_ns") for value in data["engagements_ns"]),
-        escalated=_yes_or_no(data["escalated"], "escalated"),
-        **{
-            name: _whole(data[name], name)
-            for name in (
-                "version", "engagement", "repeats", "cooldown_until_ns", "probes_left", "safe_since_ns", "last_ns",
-            )
-        },
-    )  # fmt: skip
-    kinds = [cause.kind.value for cause in causes]
-    if kinds != sorted(set(kinds)):
-        raise ValueError("a class of reason is named twice or out of order")
-    if (state.mode is BreakerMode.SAFE) != (not causes):
-        raise ValueError(f"{state.mode} with {len(causes)} causes cannot be")
-    if state.mode is BreakerMode.HALF_OPEN and not all(cause.latched for cause in causes):
-        raise ValueError("a pause cannot be half-open")
-    return state
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, from_attributes=True)
 
 
-def _cause(raw: Any) -> Cause:
-    _named(raw, {field.name for field in fields(Cause)}, "cause")
-    if not isinstance(raw["reason"], str):
-        raise ValueError("a reason is a text")  # noqa: TRY004 - as above
-    return Cause(
-        kind=ReasonClass(raw["kind"]),
-        reason=raw["reason"],
-        latched=_yes_or_no(raw["latched"], "latched"),
-        bad_readings=_whole(raw["bad_readings"], "bad_readings"),
-        last_bad_ns=_whole(raw["last_bad_ns"], "last_bad_ns"),
-        good_readings=_whole(raw["good_readings"], "good_readings"),
-    )
+class CauseRecord(_Stored):
+    """One cause, as :class:`Cause` has it."""
+
+    kind: ReasonClass
+    reason: str
+    latched: bool
+    bad_readings: _Whole
+    last_bad_ns: _Whole
+    good_readings: _Whole
 
 
-def _is_version(value: Any) -> None:
-    if value != FILE_VERSION or isinstance(value, bool):
-        raise ValueError(f"its version is {value!r}, not {FILE_VERSION}")
+class StateRecord(_Stored):
+    """What the breaker remembers, as :class:`BreakerState` has it."""
+
+    version: _Whole
+    mode: BreakerMode
+    engagement: _Whole
+    causes: tuple[CauseRecord, ...]
+    repeats: _Whole
+    engagements_ns: tuple[_Whole, ...]
+    escalated: bool
+    cooldown_until_ns: _Whole
+    probes_left: _Whole
+    safe_since_ns: _Whole
+    last_ns: _Whole
+
+    @classmethod
+    def from_core(cls, state: BreakerState) -> StateRecord:
+        """Make the record of a state."""
+        return cls.model_validate(state)
+
+    def to_core(self) -> BreakerState:
+        """Return the state.
+
+        Raises:
+            ValueError: it is one that cannot be.
+        """
+        kinds = [cause.kind.value for cause in self.causes]
+        if kinds != sorted(set(kinds)):
+            raise ValueError("a class of reason is named twice or out of order")
+        if (self.mode is BreakerMode.SAFE) != (not kinds):
+            raise ValueError(f"{self.mode} with {len(kinds)} causes cannot be")
+        if self.mode is BreakerMode.HALF_OPEN and not all(cause.latched for cause in self.causes):
+            raise ValueError("a pause cannot be half-open")
+        return BreakerState(**{**dict(self), "causes": tuple(Cause(**dict(cause)) for cause in self.causes)})
 
 
-def _named(data: Any, names: set[str], what: str) -> None:
-    if not isinstance(data, Mapping) or set(data) != names:
-        raise ValueError(f"a {what} has exactly the names {', '.join(sorted(names))}")
+class _FileRecord(_Stored):
+    """The whole file. Its times are on the clock that ``clock`` names; ``utc`` is for people."""
 
-
-def _whole(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _LARGEST_NS:
-        raise ValueError(f"{name} is {value!r}, not a whole number from 0 to 2**63 - 1")
-    return value
-
-
-def _yes_or_no(value: Any, name: str) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} is {value!r}, neither true nor false")  # noqa: TRY004 - as above
-    return value
+    v: Literal[1]
+    utc: str
+    clock: str
+    state: StateRecord

@@ -29,6 +29,7 @@ import enum
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from killswitch.core.canonical import writable_text
 from killswitch.risk.breaker.breaker_settings import ONLY_A_PERSON, BreakerSettings, ReasonClass, ns
 
 REASON_MAX_CHARACTERS = 500
@@ -484,5 +485,5 @@ def _reasons(state: BreakerState) -> str:
 
 
 def _short(reason: str) -> str:
-    text = str(reason)
+    text = writable_text(str(reason))
     return text if len(text) <= REASON_MAX_CHARACTERS else text[: REASON_MAX_CHARACTERS - 3] + "..."

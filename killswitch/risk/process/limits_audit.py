@@ -10,13 +10,30 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
-from killswitch.core.canonical import canonical_json, finite_or_text, sha256_hex
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+
+from killswitch.core.canonical import canonical_json, finite_or_text
+from killswitch.core.history import GENESIS_HASH, entry_hash
+from killswitch.durable_file import append_to_file
 
 AUDIT_VERSION: Final = 1
-FIRST_HASH: Final = "0" * 64
+FIRST_HASH: Final = GENESIS_HASH
 MAX_LINE_BYTES: Final = 1024 * 1024
+
+
+_Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Link(BaseModel):
+    """What every entry has beside what it tells: which version it is, and its place in the chain."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    v: Literal[1]
+    previous_hash: _Hash
+    hash: _Hash
 
 
 class AuditUnwritable(Exception):
@@ -43,8 +60,8 @@ class LimitsAudit:
         self._head = FIRST_HASH
         if last:
             try:
-                self._head = str(json.loads(last)["hash"])
-            except (ValueError, KeyError, TypeError) as error:
+                self._head = _Link.model_validate_json(last).hash
+            except ValidationError as error:
                 raise AuditUnwritable(
                     f"{path}: its last line is no entry; move the file away, a new one is started then"
                 ) from error
@@ -56,19 +73,11 @@ class LimitsAudit:
             AuditUnwritable: it could not be written.
         """
         body = {"v": AUDIT_VERSION, **dict(finite_or_text(dict(entry))), "previous_hash": self._head}
-        body["hash"] = sha256_hex(canonical_json(body))
-        line = canonical_json(body).encode() + b"\n"
+        body["hash"] = entry_hash(body)
         try:
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-            try:
-                written = os.write(descriptor, line)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            append_to_file(self.path, canonical_json(body).encode() + b"\n")
         except OSError as error:
             raise AuditUnwritable(f"{self.path}: cannot be written ({error.strerror})") from error
-        if written != len(line):
-            raise AuditUnwritable(f"{self.path}: only {written} of {len(line)} bytes could be written")
         self._head = body["hash"]
 
 
@@ -86,18 +95,17 @@ def read_audit(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     head = FIRST_HASH
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
-            entry = json.loads(line)
-            said = entry.pop("hash")
-            computed = sha256_hex(canonical_json(entry))
-        except (ValueError, KeyError, TypeError, AttributeError):
+            link, entry = _Link.model_validate_json(line), json.loads(line)
+            computed = entry_hash(entry)
+        except ValueError:
             faults.append(f"{path}:{number}: is no entry")
             continue
-        if said != computed:
+        if link.hash != computed:
             faults.append(f"{path}:{number}: was changed, its hash is another")
-        if entry.get("previous_hash") != head:
+        if link.previous_hash != head:
             faults.append(f"{path}:{number}: does not follow the line before; something is missing or stands elsewhere")
-        head = str(said)
-        entries.append({**entry, "hash": said})
+        head = link.hash
+        entries.append(entry)
     return entries, faults
 
 

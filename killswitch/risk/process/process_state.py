@@ -15,21 +15,35 @@ import stat
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from killswitch.clock import WallClock, wall_now
+from killswitch.cluster.records import first_fault
+from killswitch.durable_file import replace_file
 from killswitch.risk.events import MONITOR_ERROR
 from killswitch.risk.limits.runtime_monitor import RuntimeRiskMonitor
 from killswitch.risk.limits.saved_state import SavedState
 from killswitch.risk.pretrade.controls import PreTradeControls
 from killswitch.safe_log import say
 
-STATE_VERSION: Final = 1
 MAX_STATE_BYTES: Final = 64 * 1024 * 1024
 SAVE_EVERY_S: Final = 1.0
 CLOSE_WAIT_S: Final = 5.0
 FREEZES_SAVED: Final = 20
 """Newest freezes in the file; all of them are in the log."""
+
+
+class _StateRecord(BaseModel):
+    """The whole file; what is in its parts is read by those whose state it is. ``saved_at`` is for people."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    v: Literal[1]
+    saved_at: str
+    monitor: dict[str, Any]
+    controls: dict[str, Any]
 
 
 class StateUnwritable(Exception):
@@ -82,11 +96,9 @@ class ProcessState:
             data = self._read()
             if data is None:
                 return
-            if data["v"] != STATE_VERSION:
-                raise ValueError(f"version {data['v']!r} is not {STATE_VERSION}")  # noqa: TRY301 - one way out for all
             # The monitor first: it may be frozen by what follows, and a restored state does not lift that.
-            self._monitor.restore_from_dict(data["monitor"])
-            self._controls.restore_from_dict(data["controls"])
+            self._monitor.restore_from_dict(data.monitor)
+            self._controls.restore_from_dict(data.controls)
         except Exception as error:  # whatever is wrong with it, what it would have said is not known
             self._is_unreadable = True
             self._monitor.freeze(
@@ -102,7 +114,7 @@ class ProcessState:
             say("warning", "state restored", file=str(self.path), frozen=self._monitor.is_frozen(),
                 reason=self._monitor.last_freeze_reason, disabled=disabled)  # fmt: skip
 
-    def _read(self) -> dict[str, Any] | None:
+    def _read(self) -> _StateRecord | None:
         """What the file holds, ``None`` when there is none."""
         try:
             # Without waiting, as a pipe would have it; what is no file of ours is not read.
@@ -115,10 +127,7 @@ class ProcessState:
             raw = file.read(MAX_STATE_BYTES + 1)
         if len(raw) > MAX_STATE_BYTES:
             raise ValueError(f"it is larger than {MAX_STATE_BYTES} bytes")
-        data = json.loads(raw)
-        if not isinstance(data, dict):
-            raise ValueError(f"it holds a {type(data).__name__} and no names")  # noqa: TRY004 - of the file
-        return data
+        return _StateRecord.model_validate(json.loads(raw))
 
     def start(self) -> None:
         """Write the file for the first time, and from then on by a thread.
@@ -162,25 +171,11 @@ class ProcessState:
         state = self._state()
         if state == self._written:
             return
-        body = {"v": STATE_VERSION, "saved_at": self._wall_clock(), **state}
-        raw = json.dumps(body, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
+        body = _StateRecord(v=1, saved_at=self._wall_clock(), **state)
+        raw = json.dumps(dict(body), indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.new")
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(fd)
-        temporary.replace(self.path)
-        self._sync_directory()
+        replace_file(self.path, raw)
         self._written = state
-
-    def _sync_directory(self) -> None:
-        fd = os.open(self.path.parent, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
     def _state(self) -> dict[str, Any]:
         monitor = self._monitor
@@ -210,4 +205,6 @@ class ProcessState:
 
 
 def _because(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        return first_fault(error)
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error) or repr(error)

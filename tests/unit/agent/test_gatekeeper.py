@@ -21,7 +21,7 @@ from killswitch_agent.gatekeeper import (
 )
 from killswitch_agent.journal import Journal, JournalDamaged
 
-from killswitch import Gate
+from killswitch import Gate, durable_file
 from killswitch.clock import now_ns
 from killswitch.cluster.cluster import Cluster, StoredFlag, new_freeze_id
 from killswitch.core.flag import Freeze
@@ -493,16 +493,22 @@ def wipe(store: FaultyStore) -> None:
 @contextmanager
 def full_disk(path: Path) -> Iterator[None]:
     """Have every write to a file, and to the one that would replace it, end in the kernel's own ENOSPC."""
-    kept, fresh = path.with_suffix(".kept"), path.with_suffix(".new")
+    kept = path.with_suffix(".kept")
     path.rename(kept)
-    for name in (path, fresh):
+    path.symlink_to("/dev/full")
+
+    def fresh(_: Path) -> Path:
+        name = path.with_suffix(".new")
         name.symlink_to("/dev/full")
+        return name
+
     # Shown to hold before anything is judged by it.
     with path.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
         file.write(b"x")
-    yield
-    for name in (path, fresh):
-        name.unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(durable_file, "_beside", fresh)
+        yield
+    path.unlink()
     kept.rename(path)
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
 
-from killswitch.risk.breaker.breaker_file import StateFile, StateFileFault, state_from_json, state_to_json
+from killswitch.risk.breaker.breaker_file import StateFile, StateFileFault, StateRecord
 from killswitch.risk.breaker.breaker_machine import (
     Bad,
     BreakerMode,
@@ -332,7 +332,7 @@ def test_every_step_of_every_trace_is_lawful(trace: list[tuple[int, Event]]) -> 
         at += pause
         after, effects = step(state, event, at, SMALL)
         lawful(state, event, at, after, [effect.what for effect in effects])
-        assert state_from_json(json.loads(json.dumps(state_to_json(after)))) == after
+        assert StateRecord.model_validate_json(StateRecord.from_core(after).model_dump_json()).to_core() == after
         state = after
 
 
@@ -587,6 +587,66 @@ def test_unknown_is_frozen__a_state_that_cannot_be_is_not_believed(tmp_path: Pat
     body["state"][name] = value
     path.write_text(json.dumps(body))
     assert make(rules).state is ENGAGED
+
+
+# As the first version wrote it; it is never made anew by the code under test.
+AS_WRITTEN_BEFORE = """{
+ "clock": "e1a874c1-4fd9-4b38-a3ef-b7cd870a3436 time:[4026531834]",
+ "state": {
+  "causes": [
+   {
+    "bad_readings": 1,
+    "good_readings": 0,
+    "kind": "drawdown",
+    "last_bad_ns": 5000000000,
+    "latched": true,
+    "reason": "2 %"
+   },
+   {
+    "bad_readings": 1,
+    "good_readings": 0,
+    "kind": "network",
+    "last_bad_ns": 5000000000,
+    "latched": false,
+    "reason": "lost"
+   }
+  ],
+  "cooldown_until_ns": 65000000000,
+  "engagement": 1733784,
+  "engagements_ns": [
+   5000000000
+  ],
+  "escalated": false,
+  "last_ns": 5000000000,
+  "mode": "ENGAGED",
+  "probes_left": 0,
+  "repeats": 1,
+  "safe_since_ns": 0,
+  "version": 2
+ },
+ "utc": "2026-01-31T09:30:00.123456Z",
+ "v": 1
+}
+"""
+
+
+def test_a_state_file_of_the_first_version_is_read_and_written_as_before(tmp_path: Path) -> None:
+    rules, path = shared(tmp_path), tmp_path / "breaker.json"
+    path.write_text(AS_WRITTEN_BEFORE)
+    file = StateFile(rules, clock=HandClock(START_NS), wall_clock=lambda: "2026-01-31T09:30:00.123456Z")
+    state = file.read()
+    assert (state.mode, state.engagement, state.version) == (ENGAGED, 1733784, 2)
+    assert [(cause.kind.value, cause.latched) for cause in state.causes] == [("drawdown", True), ("network", False)]
+    file.write(StateRecord.model_validate(json.loads(AS_WRITTEN_BEFORE)["state"], strict=False).to_core())
+    before, after = (json.loads(text) | {"clock": ""} for text in (AS_WRITTEN_BEFORE, path.read_text()))
+    assert after == before
+    assert len(path.read_text().splitlines()) == len(AS_WRITTEN_BEFORE.splitlines())
+
+
+def test_a_reason_that_utf_8_cannot_hold_is_written_and_read(tmp_path: Path) -> None:
+    rules = shared(tmp_path)
+    make(rules).engage("edge \udcff gone", kind="network")
+    assert [(cause.kind.value, cause.reason) for cause in make(rules).snapshot().causes] == [("network", "edge ? gone")]
 
 
 def test_unknown_is_frozen__a_missing_state_file_is_engaged(tmp_path: Path) -> None:
