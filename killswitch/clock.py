@@ -48,3 +48,11 @@ def boot_id() -> str:
 def wall_now() -> str:
     """The time for people, such as ``2026-01-31T09:30:00.123456Z``."""
     return dt.datetime.now(dt.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def time_or_unknown(wall_clock: WallClock) -> str:
+    """The time for people, ``unknown`` when the clock fails: it must not stop what it is only noted beside."""
+    try:
+        return wall_clock()
+    except Exception:  # whatever a clock raises, nothing is decided from it
+        return "unknown"

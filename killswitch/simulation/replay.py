@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from killswitch.core.canonical import finite_or_text
-from killswitch.risk.account.account_inputs import LARGEST
-from killswitch.risk.account.account_state import AccountState
+from killswitch.risk.account.account_state import LARGEST, AccountState
 from killswitch.risk.account_limits import AccountLimits
 from killswitch.simulation.staged_account import StagedAccount
 from killswitch.simulation.tape import BARS_SYMBOL, BadTape, Bar, ticks_from_bars

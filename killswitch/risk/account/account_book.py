@@ -11,15 +11,20 @@ symbols.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Final
+from zlib import crc32
 
 from killswitch.risk.account.account_state import Holding
-from killswitch.risk.account.quantity_snapshot import QuantitySnapshot
 from killswitch.risk.exact import EXACT, ZERO, exact
 
 MARKS_BETWEEN_SUMS: Final = 256
+
+PARTS: Final = 128
+"""A change of a snapshot copies one: some eighty of 10,000 symbols. They do not depend on the hashes of the process."""
+
+_NONE: Final[dict[str, float]] = {}
 
 
 class Line:
@@ -45,6 +50,61 @@ class Line:
         self.at_ns = at_ns
         self.value_usd = self.absolute * mark
         self.open_usd = self.quantity * mark - self.cost_usd
+
+
+class QuantitySnapshot(Mapping[str, float]):
+    """Quantities by symbol that nobody can change, of which a changed one is made without copying the others.
+
+    In no order that means anything, but in the same one in every process.
+    """
+
+    __slots__ = ("_length", "_parts")
+
+    def __init__(self, quantities: Mapping[str, float] | None = None) -> None:
+        parts: list[dict[str, float]] = [_NONE] * PARTS
+        for symbol, quantity in (quantities or {}).items():
+            index = _part_of(symbol)
+            if parts[index] is _NONE:
+                parts[index] = {}
+            parts[index][symbol] = quantity
+        self._parts = tuple(parts)
+        self._length = sum(map(len, parts))
+
+    def changed(self, symbol: str, quantity: float | None) -> QuantitySnapshot:
+        """Return these with one symbol at another quantity, or without it for ``None``."""
+        index = _part_of(symbol)
+        part = dict(self._parts[index])
+        if quantity is None:
+            part.pop(symbol, None)
+        else:
+            part[symbol] = quantity
+        made = QuantitySnapshot.__new__(QuantitySnapshot)
+        made._parts = (*self._parts[:index], part, *self._parts[index + 1 :])
+        made._length = self._length + len(part) - len(self._parts[index])
+        return made
+
+    def __getitem__(self, symbol: str) -> float:
+        """Return the quantity of a symbol that is held."""
+        return self._parts[_part_of(symbol)][symbol]
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the symbols."""
+        for part in self._parts:
+            yield from part
+
+    def __len__(self) -> int:
+        """Return how many symbols are held."""
+        return self._length
+
+    def __repr__(self) -> str:
+        """Show it as a dict."""
+        return repr(dict(self))
+
+
+def _part_of(symbol: object) -> int:
+    if not isinstance(symbol, str):
+        raise KeyError(symbol)
+    return crc32(symbol.encode("utf-8", "surrogatepass")) % PARTS
 
 
 class AccountBook:

@@ -1,9 +1,9 @@
 """The account on every tick: drawdown and leverage against a warning and a hard level, and a circuit breaker behind.
 
-What is measured from what (section B of the seed systems gives the figures):
+What is measured from what :
 
 * **Drawdown** is from the day's *highest* equity, not from the initial balance: ``max_daily_drawdown`` is a day's
-  figure, the two agree in the seed's scenarios, and the peak is never the later of the two to stop.
+  figure, and the peak is never the later of the two to stop.
 * **Leverage** is exposure (sum of absolute positions) over *equity* (balance and open profit), so that a loss raises
   it. Something held with no equity left is infinite leverage. At most 10 is reported; the true one decides.
 * A value at a level counts. Within a billionth below it also counts, so that rounding errs towards stopping.
@@ -23,23 +23,24 @@ from __future__ import annotations
 
 import datetime as dt
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from killswitch.clock import NowNs, WallClock, now_ns
+from killswitch.clock import NowNs, WallClock, now_ns, time_or_unknown
 from killswitch.core.canonical import finite_or_text
-from killswitch.risk.account.account_actions import KINDS, RANK, AccountActions, levels_of
+from killswitch.risk.account.account_actions import KINDS, AccountActions, account_figures
 from killswitch.risk.account.account_book import AccountBook
-from killswitch.risk.account.account_inputs import LARGEST, BadTick, checked_fill, checked_holdings, checked_price
-from killswitch.risk.account.account_metrics import account_figures
 from killswitch.risk.account.account_rule import (
+    RANK,
     Finding,
+    Measure,
     drawdown_ratio,
     findings,
+    levels_of,
     mark_finding,
     next_day_start,
     surely_normal_equity,
@@ -47,14 +48,19 @@ from killswitch.risk.account.account_rule import (
     true_leverage,
 )
 from killswitch.risk.account.account_state import (
+    LARGEST,
     AccountState,
     AccountTick,
     AlertLevel,
+    BadTick,
     DayRecord,
     EngagementRecord,
     PriceTick,
     Tick,
     TickStamp,
+    checked_fill,
+    checked_holdings,
+    checked_price,
 )
 from killswitch.risk.account_limits import (
     DAY_SECONDS,
@@ -77,7 +83,7 @@ from killswitch.settings.settings_file import RiskFileError
 _NORMAL = AlertLevel.NORMAL
 
 
-class RiskMonitor(AccountActions):
+class RiskMonitor:
     """Holds one account against its limits on every tick. Thread-safe; nothing that comes in makes it raise.
 
     Args:
@@ -130,7 +136,12 @@ class RiskMonitor(AccountActions):
         differences = limits.breaker_differences(circuit_breaker.settings)
         if differences:
             raise RiskFileError(differences)
-        super().__init__(
+        self.limits = limits
+        self.account = account
+        self.circuit_breaker = circuit_breaker
+        self._clock = clock
+        self._wall_clock = stamp
+        self._actions = AccountActions(
             limits,
             circuit_breaker,
             account=account,
@@ -139,7 +150,10 @@ class RiskMonitor(AccountActions):
             on_freeze=on_freeze,
             registry=registry,
         )
+        self._lock = threading.Lock()
         self._changing = threading.Lock()
+        self._levels: dict[Measure, AlertLevel] = {}
+        self._counts: Counter[tuple[str, str]] = Counter()
         self._known = None if self.limits.known_symbols is None else frozenset(self.limits.known_symbols)
         self._initial = exact(_above_zero(initial_balance, "initial_balance"))
         self._sure_leverage = surely_normal_leverage(self.limits)
@@ -167,6 +181,8 @@ class RiskMonitor(AccountActions):
         """
         bad: str | None = None
         found: tuple[Finding, ...] = ()
+        risen: tuple[Finding, ...] = ()
+        actions = self._actions
         with self._lock:
             before = self._last
             self._ticks += 1
@@ -188,14 +204,19 @@ class RiskMonitor(AccountActions):
                     self._take_account(tick, now)
                 found = self._judge(now)
                 after = self._last = self._state(self._wall_clock(), found)
-                act = now >= self._next_look_ns
+                act = now >= actions.next_look_ns
+                if found or self._levels:
+                    if levels_of(found) != self._levels:
+                        risen, act = self._note_levels(found, after), True
+                    act = act or after.alert_level is AlertLevel.CRITICAL
             except Exception as error:  # whatever is wrong with a tick, it is a breach
                 bad, after, act = self._distrust(error), self._last, True
-            if found or self._levels:
-                act = act or after.alert_level is AlertLevel.CRITICAL or levels_of(found) != self._levels
         breaker = self.circuit_breaker
-        if act or breaker.restricted or breaker.engagement != self._seen_engagement:
-            self._act(before, after, found, bad)
+        if act or breaker.restricted or breaker.engagement != actions.seen_engagement:
+            if bad is None:
+                actions.after_tick(before, after, found, risen)
+            else:
+                actions.after_bad_tick(before, after, bad)
         return after
 
     def on_fill(self, symbol: str, side: str, qty: float, price: float) -> AccountState:
@@ -212,6 +233,7 @@ class RiskMonitor(AccountActions):
         """
         bad: str | None = None
         found: tuple[Finding, ...] = ()
+        risen: tuple[Finding, ...] = ()
         with self._lock:
             before = self._last
             self._fills += 1
@@ -220,13 +242,13 @@ class RiskMonitor(AccountActions):
                 self._take_fill(symbol, side, qty, price, now)
                 found = self._judge(now)
                 after = self._last = self._state(self._wall_clock(), found)
+                risen = self._note_levels(found, after)
             except Exception as error:  # whatever is wrong with a fill, the position is not known
                 bad, after = self._distrust(error), self._last
         if bad is None:
-            self._act(before, after, found, None)
+            self._actions.after_tick(before, after, found, risen)
         else:
-            self._engage_unknown(f"a fill cannot be trusted, so the position is not known: {bad}")
-            self._note_engagement(before, after)
+            self._actions.after_bad_fill(before, after, bad)
         return after
 
     def look(self) -> AccountState:
@@ -237,6 +259,7 @@ class RiskMonitor(AccountActions):
         """
         bad: str | None = None
         found: tuple[Finding, ...] = ()
+        risen: tuple[Finding, ...] = ()
         with self._lock:
             before = self._last
             try:
@@ -245,12 +268,13 @@ class RiskMonitor(AccountActions):
                     self._begin_day(now)
                 found = self._judge(now)
                 after = self._look_again(self._wall_clock(), found)
+                risen = self._note_levels(found, after)
             except Exception as error:  # what cannot be judged is a breach
                 bad, after = self._distrust(error), self._last
         if bad is None:
-            self._act_on_limits(before, after, found)
+            self._actions.after_look(before, after, found, risen)
         else:
-            self._act(before, after, found, bad)
+            self._actions.after_bad_tick(before, after, bad)
         return after
 
     # ---- other limits
@@ -275,12 +299,14 @@ class RiskMonitor(AccountActions):
             before = self.limits
             breaker_settings = merged_breaker_settings(before, limits, self.circuit_breaker.settings)
             self.circuit_breaker.set_settings(breaker_settings)
-            state, after, found = self._take_limits(limits)
+            state, after, found, risen = self._take_limits(limits)
         say_changed("account limits changed", before, limits, account=self.account, only=AccountLimits)
-        self._act_on_limits(state, after, found)
+        self._actions.after_look(state, after, found, risen)
 
-    def _take_limits(self, limits: AccountLimits) -> tuple[AccountState, AccountState, tuple[Finding, ...]]:
-        """Return the account before, and after by the new limits with what was found."""
+    def _take_limits(
+        self, limits: AccountLimits
+    ) -> tuple[AccountState, AccountState, tuple[Finding, ...], tuple[Finding, ...]]:
+        """Return the account before, and after by the new limits with what was found and what of it is new."""
         with self._lock:
             before, longer = self._last, day_gets_longer(self.limits, limits)
             self.limits = limits
@@ -289,7 +315,7 @@ class RiskMonitor(AccountActions):
             )
             self._sure_leverage = surely_normal_leverage(limits)
             self._raise_peak(self._peak_usd)
-            self._records = deque(self._records, maxlen=limits.forensics_kept)
+            self._actions.set_limits(limits)
             self._days = deque(self._days, maxlen=limits.days_kept)
             self._ages.set_max_age(limits.mark_max_age_ms)
             now = self._time_ns()
@@ -298,7 +324,8 @@ class RiskMonitor(AccountActions):
             self._day_longer += longer
             self._day_ends_ns += int(longer / dt.timedelta(microseconds=1)) * 1_000
             found = self._judge(now)
-            return before, self._look_again(self._time(), found), found
+            after = self._look_again(time_or_unknown(self._wall_clock), found)
+            return before, after, found, self._note_levels(found, after)
 
     # ---- what it says
 
@@ -308,10 +335,7 @@ class RiskMonitor(AccountActions):
 
     def forensics(self) -> tuple[EngagementRecord, ...]:
         """Return the newest engagements of the breaker with the account before and after each, oldest first."""
-        last = self._last
-        self._note_engagement(last, last)
-        with self._lock:
-            return tuple(self._records)
+        return self._actions.forensics(self._last)
 
     def get_summary(self) -> dict[str, Any]:
         """Return everything worth knowing, as JSON values; figures that are not finite as words."""
@@ -335,7 +359,7 @@ class RiskMonitor(AccountActions):
                 "bad_inputs_total": self._bad_ticks,
                 "warnings_total": self._count_of(AlertLevel.WARNING),
                 "breaches_total": self._count_of(AlertLevel.CRITICAL),
-                "engagements_total": self._engagements,
+                "engagements_total": self._actions.engagements,
                 "last_engagement": records[-1].to_json() if records else None,
                 "valued_at_last_fill": [name for name, line in self._book.lines.items() if not line.marked],
                 "circuit_breaker": {
@@ -353,7 +377,7 @@ class RiskMonitor(AccountActions):
         """Return what is shown on /metrics, as of now."""
         with self._lock:
             totals = {"ticks": self._ticks, "fills": self._fills, "bad_inputs": self._bad_ticks}
-            totals["engagements"] = self._engagements
+            totals["engagements"] = self._actions.engagements
             return account_figures(self.account, self._last, self._peak_usd, totals, dict(self._counts))
 
     # ---- figures; the lock is held
@@ -391,6 +415,18 @@ class RiskMonitor(AccountActions):
         if equity > self._sure_equity_usd and self._book.exposure_usd < equity * self._sure_leverage:
             return marks
         return (*findings(equity, self._peak_usd, self._book.exposure_usd, self.limits), *marks)
+
+    def _note_levels(self, found: tuple[Finding, ...], after: AccountState) -> tuple[Finding, ...]:
+        """Count every level that is reached and was not; return those."""
+        levels, before = levels_of(found), self._levels
+        if levels == before:
+            return ()
+        self._levels = levels
+        risen = tuple(one for one in found if RANK[one.level] > RANK[before.get(one.measure, _NORMAL)])
+        for finding in risen:
+            self._counts[(finding.measure, finding.level.value)] += 1
+            self._day.first_at.setdefault(finding.name, after.timestamp)
+        return risen
 
     def _look_again(self, timestamp: str, found: tuple[Finding, ...]) -> AccountState:
         """Take the account as it stands for the newest state; one that was not to be trusted stays so."""
@@ -433,7 +469,7 @@ class RiskMonitor(AccountActions):
     def _distrust(self, error: Exception) -> str:
         """Note that something came that cannot be used; the figures stay, the account is CRITICAL."""
         self._bad_ticks += 1
-        self._last = self._last._replace(timestamp=self._time(), alert_level=AlertLevel.CRITICAL)
+        self._last = self._last._replace(timestamp=time_or_unknown(self._wall_clock), alert_level=AlertLevel.CRITICAL)
         self._distrusted = self._last
         return str(error) if isinstance(error, BadTick) else f"the monitor failed: {error!r}"
 

@@ -21,6 +21,8 @@ MARKS_SAID: Final = 5
 
 Measure = Literal["drawdown", "leverage", "marks"]
 
+RANK: Final = {AlertLevel.NORMAL: 0, AlertLevel.WARNING: 1, AlertLevel.CRITICAL: 2}
+
 
 class Finding(NamedTuple):
     """One level that an account has reached.
@@ -39,6 +41,11 @@ class Finding(NamedTuple):
     value: float
     limit: float
     sentence: str
+
+    @property
+    def name(self) -> str:
+        """``drawdown WARNING`` and the like."""
+        return f"{self.measure} {self.level.value}"
 
 
 def drawdown_ratio(equity_usd: float, peak_usd: float) -> float:
@@ -82,6 +89,11 @@ def findings(equity_usd: float, peak_usd: float, exposure_usd: float, limits: Ac
         text = f"leverage {times:.4g}x of the equity {equity_usd:.2f} USD, warning from {warning:g}x on"
         found.append(Finding("leverage", AlertLevel.WARNING, times, warning, text))
     return tuple(found)
+
+
+def levels_of(found: tuple[Finding, ...]) -> dict[Measure, AlertLevel]:
+    """Return which level each measure has reached."""
+    return {finding.measure: finding.level for finding in found}
 
 
 def mark_finding(

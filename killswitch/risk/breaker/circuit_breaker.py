@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
 
-from killswitch.clock import NowNs, WallClock, now_ns, wall_now
+from killswitch.clock import NowNs, WallClock, now_ns, time_or_unknown, wall_now
 from killswitch.risk.breaker.breaker_file import StateFile, StateFileFault
 from killswitch.risk.breaker.breaker_machine import (
     Bad,
@@ -397,7 +397,7 @@ class CircuitBreaker:
             if one.what in _NOT_TOLD:
                 continue
             transition = BreakerTransition(
-                timestamp=self._time(),
+                timestamp=time_or_unknown(self._wall_clock),
                 what=one.what,
                 mode=self._state.mode,
                 kind=one.kind,
@@ -425,12 +425,6 @@ class CircuitBreaker:
             return int(self._clock())
         except Exception:  # whatever a clock raises, nothing may be decided from it
             return self._state.last_ns
-
-    def _time(self) -> str:
-        try:
-            return self._wall_clock()
-        except Exception:  # a clock for people must not stop an engagement
-            return "unknown"
 
 
 def _refusal(event: Event, why: str) -> tuple[Effect, ...]:

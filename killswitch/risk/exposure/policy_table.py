@@ -129,7 +129,7 @@ class PolicyDecisionTable:
     6. else ``NORMAL``.
 
     Args:
-        rules: the tolerance table, the hard cap and the buckets; the defaults are the seed's.
+        rules: the tolerance table, the hard cap and the buckets; the defaults when ``None``.
     """
 
     def __init__(self, rules: RiskRules | None = None) -> None:

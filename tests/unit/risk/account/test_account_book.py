@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from killswitch.risk.account import account_book
-from killswitch.risk.account.account_book import MARKS_BETWEEN_SUMS, AccountBook
-from killswitch.risk.account.quantity_snapshot import PARTS, QuantitySnapshot
+from killswitch.risk.account.account_book import MARKS_BETWEEN_SUMS, PARTS, AccountBook, QuantitySnapshot
 
 NAMES = [f"S{number}" for number in range(1_000)]
 
@@ -93,7 +92,7 @@ def test_a_snapshot_is_a_mapping_that_nobody_can_change() -> None:
 @pytest.mark.parametrize("hash_seed", ["0", "4711"])
 def test_the_order_of_symbols_is_the_same_in_every_process(hash_seed: str) -> None:
     program = (
-        "from killswitch.risk.account.quantity_snapshot import QuantitySnapshot as Q;"
+        "from killswitch.risk.account.account_book import QuantitySnapshot as Q;"
         "print(*Q({f'S{number}': 1.0 for number in range(99)}))"
     )
     ran = subprocess.run(

@@ -700,7 +700,7 @@ def test_unknown_is_frozen__a_clock_that_raises_is_a_breach_and_nothing_raises(w
 
 def test_unknown_is_frozen__a_monitor_that_fails_engages(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage()
-    monkeypatch.setattr(stage.monitor, "_note_levels", lambda *_: 1 / 0)
+    monkeypatch.setattr(stage.monitor._actions, "_log", lambda *_: 1 / 0)
     stage.tick(39_500.0)
     assert [cause.kind.value for cause in stage.breaker.snapshot().causes] == ["unknown"]
     assert not stage.breaker.allows()
