@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         GroupExposure,
         HeldPosition,
     )
-    from killswitch.risk.exposure.option_exposure import OptionGreeks
+    from killswitch.risk.exposure.exposure_unit import OptionGreeks
     from killswitch.risk.exposure.policy_monitor import PolicyDecision, PolicyMonitor, decide_for
     from killswitch.risk.exposure.policy_settings import ExposureSettings, RiskRules, load_risk_rules
     from killswitch.risk.exposure.policy_table import (
@@ -102,7 +102,7 @@ _MODULES = {
     "process.limits_audit": "AuditUnwritable LimitsAudit",
     "process.settings_follower": "LiveLimits SettingsFollower",
     "node_rule": "NodeFinding NodeHolding NodeRule NodeSnapshot",
-    "exposure.option_exposure": "OptionGreeks",
+    "exposure.exposure_unit": "OptionGreeks",
     "limits.order_simulation": "OrderSimulation",
     "exposure.policy_monitor": "PolicyDecision PolicyMonitor decide_for",
     "exposure.policy_settings": "ExposureSettings RiskRules load_risk_rules",

@@ -8,24 +8,7 @@ from typing import NamedTuple
 
 from killswitch.risk.exact import ZERO
 from killswitch.risk.exposure.exposure_numbers import SUMS
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """What one unit of quantity adds to the exposure, in USD.
-
-    Attributes:
-        usd: signed: a long put is a short exposure.
-        price_multiplier: what an order's own price is multiplied by to be compared with ``usd``; ``None`` for an
-            option, whose price is a premium and says nothing of its exposure.
-        gamma_usd_per_pct: gamma of one unit.
-        vega_usd_per_point: vega of one unit.
-    """
-
-    usd: Decimal
-    price_multiplier: Decimal | None
-    gamma_usd_per_pct: Decimal = ZERO
-    vega_usd_per_point: Decimal = ZERO
+from killswitch.risk.exposure.exposure_unit import Unit
 
 
 class Contribution(NamedTuple):
@@ -73,6 +56,17 @@ class WorkingSide:
             self.quantity = self.dearest = ZERO
 
 
+@dataclass(slots=True)
+class WorkingOrder:
+    """One order that may still fill; ``sign`` is +1 for one that buys, ``price`` its limit in USD or ``None``."""
+
+    symbol: str
+    bucket: str
+    sign: int
+    remaining: Decimal
+    price: Decimal | None
+
+
 _NO_ORDERS = WorkingSide()
 """Shared by every side without orders, for most symbols have none; it is read only."""
 
@@ -109,6 +103,18 @@ class BucketPosition:
         if self.sells is _NO_ORDERS:
             self.sells = WorkingSide()
         return self.sells
+
+    def work(self, order: WorkingOrder, remaining: Decimal) -> None:
+        """Change what remains of an order of this bucket and symbol."""
+        side = self.side(order.sign)
+        if order.remaining > 0:
+            if remaining > 0:
+                side.quantity = SUMS.add(SUMS.subtract(side.quantity, order.remaining), remaining)
+            else:
+                side.remove(order.remaining)
+        elif remaining > 0:
+            side.add(remaining, order.price)
+        order.remaining = remaining
 
     def contribution(self, unit: Unit) -> Contribution:
         """Return what the sleeve adds at a value of one unit; pure."""

@@ -13,7 +13,6 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from decimal import Decimal
 from itertools import islice
 from types import MappingProxyType
@@ -23,28 +22,30 @@ import structlog
 
 from killswitch.clock import NowNs, now_ns
 from killswitch.risk.exact import ZERO
-from killswitch.risk.exposure.bucket_position import NOTHING, BucketPosition, Contribution, Unit
+from killswitch.risk.exposure.bucket_position import NOTHING, BucketPosition, WorkingOrder
 from killswitch.risk.exposure.exposure_figures import (
     BookHolding,
     BookOrder,
-    BucketExposure,
     ExposureFigures,
     GroupExposure,
     HeldPosition,
     Totals,
+    exposure_figures,
     group_exposure,
 )
-from killswitch.risk.exposure.exposure_levels import bucket_levels, require_same_book
-from killswitch.risk.exposure.exposure_numbers import LARGEST, LARGEST_EQUITY_USD, SUMS, amount, percentage
-from killswitch.risk.exposure.option_exposure import OptionGreeks, option_unit
+from killswitch.risk.exposure.exposure_numbers import LARGEST, LARGEST_EQUITY_USD, SUMS, amount
+from killswitch.risk.exposure.exposure_unit import OptionGreeks, Unit, linear_unit, option_unit
 from killswitch.risk.exposure.policy_settings import UNGROUPED, ExposureSettings, MarkSeverity
 from killswitch.risk.mark_ages import AT_UNKNOWN_NS, MarkAges, age_sentence
 from killswitch.risk.order_inputs import is_name, side_sign
+from killswitch.settings.settings_diff import needs_new_start
 
 FAULTS_KEPT: Final = 100
 """Newest faults kept in memory; the log has all of them."""
 
 SENTENCES_SHOWN: Final = 5
+
+_FIXED: Final = ("groups", "max_symbols", "max_working_orders")
 
 _NO_TIME_NS: Final = AT_UNKNOWN_NS - 1
 """A time before that of every mark: seen from it no age is known."""
@@ -66,15 +67,6 @@ class _Symbol:
         self.at_ns = AT_UNKNOWN_NS
         self.is_option = False
         self.sleeves: dict[str, BucketPosition] = {}
-
-
-@dataclass(slots=True)
-class _Order:
-    symbol: str
-    bucket: str
-    sign: int
-    remaining: Decimal
-    price: Decimal | None
 
 
 class ExposureBook:
@@ -100,7 +92,7 @@ class ExposureBook:
     def __init__(self, settings: ExposureSettings | None = None, *, clock: NowNs = now_ns) -> None:
         self._clock = clock
         self.settings = settings if settings is not None else ExposureSettings()
-        self._levels = bucket_levels(self.settings)
+        self._levels = _bucket_levels(self.settings)
         self._group_of = self.settings.group_of()
         self._lock = threading.Lock()
         self._equity_usd: Decimal | None = None
@@ -115,7 +107,7 @@ class ExposureBook:
     def _clear(self) -> None:
         self._buckets = {name: Totals() for name in self._levels}
         self._groups = {name: Totals() for name in (*self.settings.groups, UNGROUPED)}
-        self._orders: dict[str, _Order] = {}
+        self._orders: dict[str, WorkingOrder] = {}
         self._unvalued: dict[str, None] = {}
         self._ungrouped: dict[str, None] = {}
         self._ages.look_again()
@@ -129,8 +121,8 @@ class ExposureBook:
             ValueError: groups or the most symbols or orders differ, which needs a new start. Nothing has changed.
         """
         with self._lock:
-            require_same_book(self.settings, settings)
-            self.settings, self._levels = settings, bucket_levels(settings)
+            _require_same_book(self.settings, settings)
+            self.settings, self._levels = settings, _bucket_levels(settings)
             self._ages.set_max_age(settings.mark_max_age_ms)
 
     # ---- what comes in
@@ -168,7 +160,7 @@ class ExposureBook:
             if state is not None and not state.is_option:
                 state.is_marked = True
                 self._came(symbol, state, at_ns)
-                state.unit = _linear_unit(state, paid) if paid is not None and paid > 0 else None
+                state.unit = linear_unit(paid, state.multiplier) if paid is not None and paid > 0 else None
                 self._recount(symbol, state)
         self._tell()
 
@@ -183,8 +175,7 @@ class ExposureBook:
         size, at_ns = amount(multiplier), self._time_ns()
         unit: Unit | None = None
         if greeks is not None and size is not None and size > 0:
-            one = option_unit(greeks, multiplier)
-            unit = Unit(one.delta_usd, None, one.gamma_usd_per_pct, one.vega_usd_per_point)
+            unit = option_unit(greeks, multiplier)
         with self._lock:
             state = self._symbol(symbol)
             if state is not None:
@@ -305,35 +296,8 @@ class ExposureBook:
             equity = self._equity_usd
             buckets = {name: totals.read() for name, totals in self._buckets.items()}
             working, levels = len(self._orders), self._levels
-        base = None if faults else equity
-        long_usd = short_usd = potential_usd = gamma = vega = ZERO
-        for one in buckets.values():
-            long_usd, short_usd = SUMS.add(long_usd, one.long_usd), SUMS.add(short_usd, one.short_usd)
-            potential_usd = SUMS.add(potential_usd, one.potential_usd)
-            gamma, vega = SUMS.add(gamma, one.gamma_usd_per_pct), SUMS.add(vega, one.vega_usd_per_point)
-        gross_usd, net_usd = SUMS.add(long_usd, short_usd), SUMS.subtract(long_usd, short_usd)
-        orders_usd = SUMS.subtract(potential_usd, gross_usd)
-        return ExposureFigures(
-            trusted=not faults,
-            faults=faults,
-            equity_usd=None if equity is None else float(equity),
-            gross_exposure_pct=percentage(gross_usd, base),
-            long_exposure_pct=percentage(long_usd, base),
-            short_exposure_pct=percentage(short_usd, base),
-            net_exposure_pct=percentage(net_usd, base),
-            potential_exposure_pct=percentage(potential_usd, base),
-            open_orders_potential=percentage(orders_usd, base),
-            open_orders_potential_usd=float(orders_usd),
-            buckets=MappingProxyType({name: _bucket(one, base, levels[name]) for name, one in buckets.items()}),
-            gross_usd=float(gross_usd),
-            long_usd=float(long_usd),
-            short_usd=float(short_usd),
-            net_usd=float(net_usd),
-            potential_usd=float(potential_usd),
-            gamma_usd_per_pct=float(gamma),
-            vega_usd_per_point=float(vega),
-            working_orders=working,
-            warnings=warnings,
+        return exposure_figures(
+            buckets, equity, levels=levels, faults=faults, warnings=warnings, working_orders=working
         )
 
     def groups(self) -> Mapping[str, GroupExposure]:
@@ -383,7 +347,7 @@ class ExposureBook:
             else:
                 self._note(f"a fill of {symbol} names order {order_id}, which is another kind of order")
         if not state.is_marked and not state.is_option:
-            state.unit = _linear_unit(state, paid)
+            state.unit = linear_unit(paid, state.multiplier)
             self._came(symbol, state, self._time_ns())
         self._recount(symbol, state)
 
@@ -410,9 +374,9 @@ class ExposureBook:
         sleeve = _sleeve(state, bucket)
         if known is not None:
             self._work(order_id, sleeve, known, ZERO)
-        self._work(order_id, sleeve, _Order(symbol, bucket, sign, ZERO, paid), remaining)
+        self._work(order_id, sleeve, WorkingOrder(symbol, bucket, sign, ZERO, paid), remaining)
         if state.unit is None and paid is not None and not state.is_marked and not state.is_option:
-            state.unit = _linear_unit(state, paid)
+            state.unit = linear_unit(paid, state.multiplier)
             self._came(symbol, state, self._time_ns())
         self._recount(symbol, state)
 
@@ -432,17 +396,9 @@ class ExposureBook:
             state = self._symbols[name] = _Symbol(self._group_of.get(name, UNGROUPED))
         return state
 
-    def _work(self, order_id: str, sleeve: BucketPosition, order: _Order, remaining: Decimal) -> None:
+    def _work(self, order_id: str, sleeve: BucketPosition, order: WorkingOrder, remaining: Decimal) -> None:
         """Change what remains of an order; one of which nothing remains is forgotten."""
-        side = sleeve.side(order.sign)
-        if order.remaining > 0:
-            if remaining > 0:
-                side.quantity = SUMS.add(SUMS.subtract(side.quantity, order.remaining), remaining)
-            else:
-                side.remove(order.remaining)
-        elif remaining > 0:
-            side.add(remaining, order.price)
-        order.remaining = remaining
+        sleeve.work(order, remaining)
         if remaining > 0:
             self._orders[order_id] = order
         else:
@@ -537,28 +493,11 @@ class ExposureBook:
                 _log.error("the exposure is not known any more", why=self._untold.popleft())
 
 
-def _bucket(one: Contribution, base: Decimal | None, levels: tuple[float, float]) -> BucketExposure:
-    target_pct, max_pct = levels
-    gross_usd = SUMS.add(one.long_usd, one.short_usd)
-    return BucketExposure(
-        current_pct=percentage(gross_usd, base),
-        potential_pct=percentage(one.potential_usd, base),
-        target_pct=target_pct,
-        max_pct=max_pct,
-        current_usd=float(gross_usd),
-        potential_usd=float(one.potential_usd),
-    )
-
-
 def _sleeve(state: _Symbol, bucket: str) -> BucketPosition:
     sleeve = state.sleeves.get(bucket)
     if sleeve is None:
         sleeve = state.sleeves[bucket] = BucketPosition()
     return sleeve
-
-
-def _linear_unit(state: _Symbol, price: Decimal) -> Unit:
-    return Unit(price if state.multiplier is _ONE else SUMS.multiply(price, state.multiplier), state.multiplier)
 
 
 def _keep(names: dict[str, None], name: str, wanted: bool) -> None:
@@ -567,3 +506,21 @@ def _keep(names: dict[str, None], name: str, wanted: bool) -> None:
         names[name] = None
     else:
         names.pop(name, None)
+
+
+def _bucket_levels(settings: ExposureSettings) -> dict[str, tuple[float, float]]:
+    """Return target and most of every bucket, in per cent of equity."""
+    buckets = settings.buckets
+    names = type(buckets).model_fields
+    return {name: (getattr(buckets, name).target_pct, getattr(buckets, name).max_pct) for name in names}
+
+
+def _require_same_book(before: ExposureSettings, after: ExposureSettings) -> None:
+    """Refuse settings that a book which follows other ones already cannot take.
+
+    Raises:
+        ValueError: one sentence, naming what differs.
+    """
+    names = [f"exposure.{name}" for name in _FIXED if getattr(before, name) != getattr(after, name)]
+    if names:
+        raise ValueError(needs_new_start(names))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from types import MappingProxyType
 
 from killswitch.risk.exact import ZERO
 from killswitch.risk.exposure.bucket_position import Contribution
@@ -162,4 +163,68 @@ def group_exposure(totals: Contribution, equity_usd: Decimal | None) -> GroupExp
         gross_exposure_pct=percentage(SUMS.add(totals.long_usd, totals.short_usd), equity_usd),
         net_exposure_pct=percentage(SUMS.subtract(totals.long_usd, totals.short_usd), equity_usd),
         potential_exposure_pct=percentage(totals.potential_usd, equity_usd),
+    )
+
+
+def exposure_figures(
+    buckets: Mapping[str, Contribution],
+    equity_usd: Decimal | None,
+    *,
+    levels: Mapping[str, tuple[float, float]],
+    faults: tuple[str, ...],
+    warnings: tuple[str, ...],
+    working_orders: int,
+) -> ExposureFigures:
+    """Return the figures of one moment; pure.
+
+    Args:
+        buckets: what each bucket adds up to.
+        equity_usd: ``None`` when not known.
+        levels: target and most of each bucket, in per cent of equity.
+        faults: why the book cannot be trusted, empty when it can.
+        warnings: what was counted and is doubtful.
+        working_orders: how many there are.
+    """
+    base = None if faults else equity_usd
+    long_usd = short_usd = potential_usd = gamma = vega = ZERO
+    for one in buckets.values():
+        long_usd, short_usd = SUMS.add(long_usd, one.long_usd), SUMS.add(short_usd, one.short_usd)
+        potential_usd = SUMS.add(potential_usd, one.potential_usd)
+        gamma, vega = SUMS.add(gamma, one.gamma_usd_per_pct), SUMS.add(vega, one.vega_usd_per_point)
+    gross_usd, net_usd = SUMS.add(long_usd, short_usd), SUMS.subtract(long_usd, short_usd)
+    orders_usd = SUMS.subtract(potential_usd, gross_usd)
+    return ExposureFigures(
+        trusted=not faults,
+        faults=faults,
+        equity_usd=None if equity_usd is None else float(equity_usd),
+        gross_exposure_pct=percentage(gross_usd, base),
+        long_exposure_pct=percentage(long_usd, base),
+        short_exposure_pct=percentage(short_usd, base),
+        net_exposure_pct=percentage(net_usd, base),
+        potential_exposure_pct=percentage(potential_usd, base),
+        open_orders_potential=percentage(orders_usd, base),
+        open_orders_potential_usd=float(orders_usd),
+        buckets=MappingProxyType({name: _bucket(one, base, levels[name]) for name, one in buckets.items()}),
+        gross_usd=float(gross_usd),
+        long_usd=float(long_usd),
+        short_usd=float(short_usd),
+        net_usd=float(net_usd),
+        potential_usd=float(potential_usd),
+        gamma_usd_per_pct=float(gamma),
+        vega_usd_per_point=float(vega),
+        working_orders=working_orders,
+        warnings=warnings,
+    )
+
+
+def _bucket(one: Contribution, base: Decimal | None, levels: tuple[float, float]) -> BucketExposure:
+    target_pct, max_pct = levels
+    gross_usd = SUMS.add(one.long_usd, one.short_usd)
+    return BucketExposure(
+        current_pct=percentage(gross_usd, base),
+        potential_pct=percentage(one.potential_usd, base),
+        target_pct=target_pct,
+        max_pct=max_pct,
+        current_usd=float(gross_usd),
+        potential_usd=float(one.potential_usd),
     )

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from killswitch.risk.exposure.exposure_book import ExposureBook
 from killswitch.risk.exposure.exposure_figures import BookHolding, BookOrder
 from killswitch.risk.exposure.exposure_numbers import LARGEST, amount, percentage
-from killswitch.risk.exposure.option_exposure import OptionGreeks, option_unit
+from killswitch.risk.exposure.exposure_unit import OptionGreeks, option_unit
 from killswitch.risk.exposure.policy_settings import UNGROUPED, ExposureSettings
 
 BAD_NUMBERS = [math.nan, math.inf, -math.inf, -1.0, "1", None, True, 2e15, 1e-40, Decimal("NaN"), 10**400]
@@ -315,7 +315,7 @@ def test_unknown_is_frozen__greeks_that_cannot_be_are_refused(name: str, bad: An
 
 def test_option_units_are_exact() -> None:
     unit = option_unit(OptionGreeks(0.1, 0.3, 0.7, 1.1), 100)
-    assert unit.delta_usd == Decimal("11.0")
+    assert unit.usd == Decimal("11.0")
     assert unit.gamma_usd_per_pct == Decimal("0.3") * 100 * Decimal("1.21") / 100
     assert unit.vega_usd_per_point == Decimal("70")
     with pytest.raises(ValueError, match="multiplier"):

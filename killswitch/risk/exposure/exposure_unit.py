@@ -1,7 +1,8 @@
-"""Options as exposure: the delta counts as so much of the underlying; gamma and vega are figures beside it.
+"""What one unit of an instrument adds to the exposure.
 
-The Greeks are given, not computed here, and so are their conventions: delta per one unit of the underlying, gamma per
-one USD of the underlying, vega per one point of volatility (from 20 % to 21 %), all of *one* option on *one* unit.
+Of an option the delta counts as so much of the underlying; gamma and vega are figures beside it. The Greeks are given,
+not computed here, and so are their conventions: delta per one unit of the underlying, gamma per one USD of the
+underlying, vega per one point of volatility (from 20 % to 21 %), all of *one* option on *one* unit.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final
 
+from killswitch.risk.exact import ZERO
 from killswitch.risk.exposure.exposure_numbers import SUMS, amount
 
 _HUNDRED: Final = Decimal(100)
@@ -48,21 +50,34 @@ class OptionGreeks:
 
 
 @dataclass(frozen=True, slots=True)
-class OptionUnit:
-    """What one contract adds to the exposure; exact, signed for a long contract.
+class Unit:
+    """What one unit of quantity adds to the exposure, in USD.
 
     Attributes:
-        delta_usd: USD of the underlying that it stands for; negative for a put.
-        gamma_usd_per_pct: by how much ``delta_usd`` grows when the underlying rises by one per cent.
+        usd: signed, of a long unit: a put is a short exposure.
+        price_multiplier: what an order's own price is multiplied by to be compared with ``usd``; ``None`` for an
+            option, whose price is a premium and says nothing of its exposure.
+        gamma_usd_per_pct: by how much ``usd`` grows when the underlying rises by one per cent.
         vega_usd_per_point: by how much its value grows in USD when volatility rises by one point.
     """
 
-    delta_usd: Decimal
-    gamma_usd_per_pct: Decimal
-    vega_usd_per_point: Decimal
+    usd: Decimal
+    price_multiplier: Decimal | None
+    gamma_usd_per_pct: Decimal = ZERO
+    vega_usd_per_point: Decimal = ZERO
 
 
-def option_unit(greeks: OptionGreeks, multiplier: float) -> OptionUnit:
+def linear_unit(price: Decimal, multiplier: Decimal) -> Unit:
+    """Return what one share, coin or contract of a future adds.
+
+    Args:
+        price: USD per unit of the underlying.
+        multiplier: units of the underlying in one contract, 1 for a share or coin.
+    """
+    return Unit(price if multiplier == 1 else SUMS.multiply(price, multiplier), multiplier)
+
+
+def option_unit(greeks: OptionGreeks, multiplier: float) -> Unit:
     """Return what one contract adds.
 
     Args:
@@ -78,8 +93,9 @@ def option_unit(greeks: OptionGreeks, multiplier: float) -> OptionUnit:
     price = _known(greeks.underlying_price)
     squared = SUMS.multiply(price, price)
     gamma = SUMS.multiply(SUMS.multiply(_known(greeks.gamma), size), squared)
-    return OptionUnit(
-        delta_usd=SUMS.multiply(SUMS.multiply(_known(greeks.delta), size), price),
+    return Unit(
+        usd=SUMS.multiply(SUMS.multiply(_known(greeks.delta), size), price),
+        price_multiplier=None,
         gamma_usd_per_pct=SUMS.divide(gamma, _HUNDRED),
         vega_usd_per_point=SUMS.multiply(_known(greeks.vega), size),
     )
