@@ -12,7 +12,6 @@ from typing import Any
 
 import click
 
-from killswitch import __version__
 from killswitch.cli.context import CommandContext, sentence_errors
 
 COMMANDS = {
@@ -80,7 +79,7 @@ class LazyGroup(click.Group):
     show_default=True,
     help="What stdout holds.",
 )
-@click.version_option(__version__, prog_name="killswitch")
+@click.version_option(package_name="killswitch-cluster", prog_name="killswitch")
 @click.pass_context
 def cli(
     ctx: click.Context, config_path: Path | None, stores: tuple[str, ...], cluster: str | None, output: str

@@ -146,11 +146,12 @@ def talk(text: str) -> None:
 
 
 def print_table(table: Table) -> None:
-    """Write a table to stdout: at most 80 columns where nothing tells the width."""
+    """Write a table to stdout: as wide as the terminal, else as ``COLUMNS`` says, else 160 columns."""
     from rich.console import Console
 
-    # Without a terminal rich would assume 80 columns and cut; a pipe gets every character instead.
-    width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "0")) or 160
+    # Without a terminal rich would assume 80 columns and cut. A width that is no number is not worth an error here.
+    told = os.environ.get("COLUMNS", "")
+    width = None if sys.stdout.isatty() else (int(told) if told.isdecimal() else 0) or 160
     # A reason may hold brackets, and is no markup.
     Console(width=width, highlight=False, soft_wrap=False, markup=False).print(table)
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
-from killswitch.cli.context import CommandContext, print_table
+from killswitch.cli.context import CommandContext, CommandError, print_table
 
 NANOSECONDS_PER_MS = 1_000_000
 
 
 @click.command()
 @click.argument("path", required=False, type=click.Path())
+@click.option("--include", is_flag=True, help="Print the directory of the C header, for `cc -I`, and nothing else.")
 @click.pass_obj
-def gate(context: CommandContext, path: str | None) -> None:
+def gate(context: CommandContext, path: str | None, include: bool) -> None:
     """Show a gate page. Without PATH it is the one that the settings name. Needs no store."""
-    from killswitch import Gate, Mode
     from killswitch.clock import now_ns
+    from killswitch.core.modes import Mode
+    from killswitch.gate import Gate
+
+    if include:
+        click.echo(include_directory())
+        return
 
     if path is None:
         settings = context.needed_settings("cluster", "agent")
@@ -63,3 +71,16 @@ def gate(context: CommandContext, path: str | None) -> None:
         for cause in state.causes:
             table.add_row(cause.id, cause.mode.name, str(cause.scope), cause.trigger, cause.reason)
         print_table(table)
+
+
+def include_directory() -> Path:
+    """Where ``killswitch_gate.h`` is: in the installed package, or beside it in a checkout.
+
+    Raises:
+        CommandError: this installation has no headers.
+    """
+    package = Path(__file__).parents[1]
+    for folder in (package / "include", package.parent / "deploy" / "gate"):
+        if (folder / "killswitch_gate.h").is_file():
+            return folder
+    raise CommandError(f"there is no killswitch_gate.h in {package / 'include'}; install killswitch-cluster again")

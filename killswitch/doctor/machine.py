@@ -1,18 +1,26 @@
-"""Measures this machine: its clocks, its gate page, the directories that an agent needs. Needs no store."""
+"""Measures this machine: clocks, gate page, directories that an agent needs, installation. Needs no store."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import time
-from pathlib import Path
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path, PurePath
 
 from killswitch.clock import CLOCK_NAME, CLOCK_NOTE, now_ns
-from killswitch.doctor.measurements import DirectorySeen, GateSeen, MachineSeen
+from killswitch.doctor.measurements import DirectorySeen, GateSeen, InstallationSeen, MachineSeen
 from killswitch.gate import Gate, GateError
 
 CLOCKSOURCE = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
 NS_PER_MS = 1_000_000
+
+DISTRIBUTION = "killswitch-cluster"
+IMPORT_ROOTS = frozenset({"killswitch", "killswitch_agent", "killswitch_coordinator"})
+"""What our distribution puts where Python looks; another that does so too breaks it, or is broken by it."""
+COMMAND = "killswitch"
 
 TIMEX_BYTES = 512
 """More than any ``struct timex`` has; all zeros asks for nothing to be changed."""
@@ -56,6 +64,7 @@ def examine_machine(clocks: ClockPair, *, gate: str, gate_asked_for: bool, state
         gate=read_gate(gate, asked_for=gate_asked_for),
         shared_memory=look_at_directory(Path(gate).parent),
         journal=look_at_directory(Path(state_dir)),
+        installation=look_at_installation(),
     )
 
 
@@ -98,6 +107,30 @@ def look_at_directory(path: Path) -> DirectorySeen:
         read_only=bool(system.f_flag & os.ST_RDONLY),
         free_bytes=system.f_bavail * system.f_frsize,
     )
+
+
+def look_at_installation(path: Sequence[str] | None = None) -> InstallationSeen:
+    """Look for other distributions that own what is ours: an import root, a file below one, or the command.
+
+    Args:
+        path: directories to look for distributions in, where it is not Python's own search path.
+    """
+    ours, others = "", {}
+    for found in metadata.distributions() if path is None else metadata.distributions(path=list(path)):
+        with contextlib.suppress(Exception):  # one that is damaged tells neither its name nor its files
+            name = found.metadata["Name"].lower().replace("_", "-")
+            if name == DISTRIBUTION:
+                ours = ours or f"{name} {found.version}"
+            elif claimed := next((str(file) for file in found.files or () if _is_our_name(file)), ""):
+                others[f"{name} {found.version}"] = claimed
+    return InstallationSeen(ours, str(Path(__file__).parents[1]), others)
+
+
+def _is_our_name(file: PurePath) -> bool:
+    """Whether a file that a distribution installs is a module or package of our name, or our command."""
+    root = file.parts[0]
+    is_command = file.parts[-2:-1] in (("bin",), ("Scripts",)) and file.stem == COMMAND
+    return is_command or root in IMPORT_ROOTS or root.removesuffix(".py") in IMPORT_ROOTS
 
 
 def _apart_ns() -> int:

@@ -1,9 +1,9 @@
-"""Judges this machine: its clocks, its gate page and its directories."""
+"""Judges this machine: its clocks, its gate page, its directories and what the program was installed by."""
 
 from __future__ import annotations
 
 from killswitch.core.permit import Timing
-from killswitch.doctor.measurements import DirectorySeen, GateSeen, MachineSeen
+from killswitch.doctor.measurements import DirectorySeen, GateSeen, InstallationSeen, MachineSeen
 from killswitch.doctor.verdict import Finding, Severity
 
 OK, NOTE, WARNING, FAULT = Severity.OK, Severity.NOTE, Severity.WARNING, Severity.FAULT
@@ -27,6 +27,7 @@ def machine_findings(seen: MachineSeen, cluster: str, timing: Timing) -> list[Fi
         *gate_findings(seen.gate, cluster, timing),
         *_directory_findings("memory", "the gate page", seen.shared_memory),
         *_directory_findings("journal", "the journal", seen.journal),
+        *_installation_findings(seen.installation),
     ]
 
 
@@ -105,3 +106,20 @@ def _directory_findings(topic: str, what_for: str, seen: DirectorySeen) -> list[
     free = "" if seen.free_bytes is None else f" ({seen.free_bytes / 1024**2:.0f} MiB free)"
     made = "" if seen.exists else ", which an agent makes when it starts"
     return [Finding(OK, topic, f"{what_for} can be written in {seen.path}{made}{free}")]
+
+
+def _installation_findings(seen: InstallationSeen) -> list[Finding]:
+    if not seen.others:
+        source = f"{seen.distribution} is installed" if seen.distribution else "no distribution is installed"
+        return [Finding(OK, "install", f"{source}; it runs from {seen.path}, and nothing else owns a file of it")]
+    why = "of two that own one name the last one installed is what routers import and operators start"
+    return [
+        Finding(
+            FAULT,
+            "install",
+            f"the distribution {other} owns {file}, which is a name of killswitch-cluster",
+            why,
+            f"`pip uninstall {other.split()[0]}`, then `pip install --force-reinstall --no-deps killswitch-cluster`",
+        )
+        for other, file in seen.others.items()
+    ]

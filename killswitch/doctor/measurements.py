@@ -180,6 +180,22 @@ class DirectorySeen:
     free_bytes: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class InstallationSeen:
+    """What this program was installed by, and what else claims its names.
+
+    Attributes:
+        distribution: name and version, empty when it runs from a folder that nothing installed.
+        path: the folder of the package ``killswitch`` that runs.
+        others: for each other distribution that owns a file or an import root of ours, its name and version, and one
+            of those files.
+    """
+
+    distribution: str
+    path: str
+    others: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineSeen:
     """This machine.
@@ -194,6 +210,7 @@ class MachineSeen:
         gate: the gate page.
         shared_memory: the directory of the gate page.
         journal: the directory of the agent's journal.
+        installation: what this program was installed by.
     """
 
     clock_name: str
@@ -205,6 +222,7 @@ class MachineSeen:
     gate: GateSeen
     shared_memory: DirectorySeen
     journal: DirectorySeen
+    installation: InstallationSeen
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,8 @@ BASE_IMAGE = os.environ.get("KILLSWITCH_TEST_BASE_IMAGE") or "debian:bookworm-sl
 """What the images stand on: Debian bookworm, under whatever name it can be had."""
 PROJECT_IMAGE = "killswitch-test/killswitch:local"
 LAB_IMAGE = "killswitch-test/killswitch-lab:local"
-PROJECT_FILES = ("deploy/Dockerfile", "pyproject.toml", "README.md", "LICENSE", "config", "killswitch", "agents",
-                 "coordinator")  # fmt: skip
+PROJECT_FILES = ("deploy/Dockerfile", "deploy/gate", "pyproject.toml", "README.md", "LICENSE", "config", "killswitch",
+                 "agents", "coordinator")  # fmt: skip
 LAB_FILES = ("tests/images/project.Dockerfile", "tests/containers/inside")
 PIP_ARGUMENTS = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST", "PIP_DEFAULT_TIMEOUT")
 

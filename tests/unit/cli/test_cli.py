@@ -768,6 +768,31 @@ def test_config_schema_is_json(run: Run) -> None:
     assert json.loads(run("config", "schema").stdout)["title"]
 
 
+def test_gate_include_is_where_the_c_header_is(run: Run) -> None:
+    """The path goes straight into `cc -I`, so stdout holds nothing else."""
+    result = run("gate", "--include")
+    assert result.exit_code == 0
+    assert (Path(result.stdout.removesuffix("\n")) / "killswitch_gate.h").is_file()
+
+
+@pytest.mark.parametrize("columns", ["wide", "", "-5", "12.5", "0"])
+def test_a_width_that_is_no_number_cuts_nothing(run: Run, cluster: Cluster, columns: str) -> None:
+    """A mistyped COLUMNS is not worth an error: the table has the width that a pipe gets."""
+    put(cluster, cluster.keys.under("nodes", "n1"), a_node("n1"))
+    told_plain = run("nodes", env={"COLUMNS": "160"})
+    result = run("nodes", env={"COLUMNS": columns})
+    assert (result.exit_code, result.stdout) == (0, told_plain.stdout)
+
+
+@pytest.mark.parametrize("command", [("agent", "run", "--node"), ("coordinator", "run", "--id")])
+@pytest.mark.parametrize("name", ["n9\n", "", "a/b", "-n", "n" * 64, "n\u0663"])
+def test_a_name_that_no_key_takes_is_refused(run: Run, command: tuple[str, ...], name: str) -> None:
+    """A line break at the end, too: it would be another node for every reader that strips it."""
+    result = run(*command[:-1], f"{command[-1]}={name}")
+    assert result.exit_code == 2
+    assert f"{command[-1]} {name!r}: a name is made of" in result.stderr
+
+
 def test_a_gate_that_is_not_there_exits_1(run: Run, tmp_path: Path) -> None:
     """The gate command needs no store, and says when there is no page."""
     result = run("gate", str(tmp_path / "no-gate"))

@@ -23,7 +23,7 @@ from killswitch.cluster.cluster import Cluster
 from killswitch.cluster.records import LeaderRecord
 from killswitch.core.permit import Timing
 from killswitch.doctor.findings import cluster_findings, judge, store_findings, timing_findings
-from killswitch.doctor.machine import ClockPair, examine_machine, look_at_directory, read_gate
+from killswitch.doctor.machine import ClockPair, examine_machine, look_at_directory, look_at_installation, read_gate
 from killswitch.doctor.machine_findings import gate_findings, machine_findings
 from killswitch.doctor.measurements import (
     Attempt,
@@ -31,6 +31,7 @@ from killswitch.doctor.measurements import (
     DirectorySeen,
     Examination,
     GateSeen,
+    InstallationSeen,
     MachineSeen,
     NodeSeen,
     RoundTrips,
@@ -78,6 +79,7 @@ OPEN_GATE = GateSeen(
 MACHINE = MachineSeen(
     clock_name="CLOCK_BOOTTIME", clock_note="", clocksource="tsc", stepped_ms=0.1, watched_ms=80.0,
     time_synchronised=True, gate=OPEN_GATE, shared_memory=ROOM, journal=ROOM,
+    installation=InstallationSeen("killswitch-cluster 1.0", "/site/killswitch"),
 )  # fmt: skip
 
 
@@ -404,6 +406,12 @@ def test_each_thing_that_is_wrong_with_a_gate_is_told(changed: dict[str, Any], s
         ({"journal": dataclasses.replace(ROOM, read_only=True)}, FAULT, "takes no writes"),
         ({"journal": dataclasses.replace(ROOM, writable=False)}, NOTE, "may not write the journal"),
         ({"journal": dataclasses.replace(ROOM, exists=False, free_bytes=None)}, OK, ""),
+        ({"installation": InstallationSeen("", "/src/killswitch")}, OK, ""),
+        (
+            {"installation": InstallationSeen("", "/k", {"killswitch-ai 0.2": "killswitch/__init__.py"})},
+            FAULT,
+            "the distribution killswitch-ai 0.2 owns killswitch/__init__.py, which is a name of killswitch-cluster",
+        ),
     ],
 )
 def test_each_thing_that_is_wrong_with_a_machine_is_told(
@@ -639,6 +647,34 @@ def test_a_directory_that_is_not_there_yet_is_judged_by_the_one_above(tmp_path: 
     assert (below.exists, below.writable, below.path) == (False, True, str(tmp_path / "a" / "b"))
     assert below.free_bytes is not None
     assert below.free_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("file", "is_ours"),
+    [
+        ("killswitch/__init__.py", True),
+        ("killswitch.py", True),
+        ("killswitch_agent/agent.py", True),
+        ("killswitch_coordinator.py", True),
+        ("../../../bin/killswitch", True),
+        ("../../Scripts/killswitch.exe", True),
+        ("agents/__init__.py", False),
+        ("killswitch_stub/__init__.py", False),
+        ("other/bin/killswitch_tool", False),
+        ("killswitch-0.1.3.dist-info/METADATA", False),
+    ],
+)
+def test_another_distribution_that_owns_a_name_of_ours_is_found(tmp_path: Path, file: str, is_ours: bool) -> None:
+    """An import root, a file below one and the command are ours; what only looks alike is not."""
+    for name, files in (("Killswitch_Cluster", "killswitch/__init__.py"), ("kin", file), ("third", "third.py")):
+        folder = tmp_path / f"{name}-1.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (folder / "RECORD").write_text(f"{files},,\n")
+    (tmp_path / "damaged-1.0.dist-info").mkdir()
+    seen = look_at_installation([str(tmp_path)])
+    assert seen.distribution == "killswitch-cluster 1.0"
+    assert seen.others == ({"kin 1.0": file} if is_ours else {})
 
 
 def test_this_machine_can_be_examined(tmp_path: Path) -> None:
