@@ -28,15 +28,15 @@ from killswitch.risk.process.risk_limits_file import JudgementSettings
 from killswitch.settings.config import AgentSettings
 from killswitch.stores.port import StoreForbidden
 from killswitch_agent.flag_lineage import FreezeScopes
-from killswitch_agent.gate_per_store import share_gate
+from killswitch_agent.gate_per_store import gates_per_store
 from killswitch_agent.journal import Journal, JournalUnwritable
 from killswitch_agent.link_server import FreezeRequest, LinkEvents, LinkServer
 from killswitch_agent.membership import REPORT_UNREADABLE, Identity, NameInUse
 from killswitch_agent.metrics import AgentMetrics
+from killswitch_agent.router_stops import RouterStops
 from killswitch_agent.routers import RouterRegistry, exposure_of, routers_seen
-from killswitch_agent.rules.node_limits import NodeLimitsFiles, NodeRules
 from killswitch_agent.rules.node_monitor import NodeMonitor
-from killswitch_agent.stopper import RouterStops
+from killswitch_agent.rules.node_rules import NodeLimitsFiles, NodeRules
 from killswitch_agent.store_session import SessionContext, StoreSession
 
 log = structlog.get_logger(__name__)
@@ -90,13 +90,13 @@ class Agent:
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
         self._clock = first.clock
-        self.book = RouterRegistry(first.clock)
+        self.routers = RouterRegistry(first.clock)
         self.stops = RouterStops()
         self._scopes = FreezeScopes(settings.freeze_scope, identity.node)
         self._gate = GateWriter(settings.gate, cluster=first.name, node=identity.node)
         try:
             self.limits = NodeRules(limits, identity.node, state_dir=Path(settings.state_dir), clock=first.clock,
-                                        wall_clock=first.wall_clock, registry=self.registry)  # fmt: skip
+                                    wall_clock=first.wall_clock, registry=self.registry)  # fmt: skip
             self.monitor = NodeMonitor(
                 self.limits.rules,
                 node=identity.node,
@@ -107,12 +107,12 @@ class Agent:
             )
             self.limits.on_change = self._limits_changed
             self.sessions = self._open_sessions(settings)
-            self.metrics = AgentMetrics(self.registry, [session.keeper for session in self.sessions], self.book)
+            self.metrics = AgentMetrics(self.registry, [session.keeper for session in self.sessions], self.routers)
             self._link = LinkServer(
                 Path(settings.link),
                 node=identity.node,
                 cluster=first.name,
-                book=self.book,
+                routers=self.routers,
                 events=LinkEvents(
                     on_exposure=self._router_reported,
                     on_answer=self._router_answered,
@@ -131,7 +131,7 @@ class Agent:
         node = SessionContext(
             identity=self._identity,
             settings=settings,
-            book=self.book,
+            routers=self.routers,
             stops=self.stops,
             stopping=self._stopping,
             utilization_pct=self._utilization_pct,
@@ -142,7 +142,7 @@ class Agent:
             after_ack=self._release_monitor_if_lifted,
         )
         paths = journal_paths(Path(settings.state_dir), self._identity.node, [c.store.address for c in self._clusters])
-        pages = share_gate(self._gate, len(self._clusters))
+        pages = gates_per_store(self._gate, len(self._clusters))
         return [
             StoreSession(cluster, page, Journal(path, cluster=cluster.name), node)
             for cluster, page, path in zip(self._clusters, pages, paths, strict=True)
@@ -249,7 +249,7 @@ class Agent:
     # -- what comes in -------------------------------------------------------------------------------------------
 
     def _router_reported(self, router: str, exposure: Exposure) -> None:
-        del router, exposure  # the book has them; the monitor judges the node as a whole
+        del router, exposure  # the registry has them; the monitor judges the node as a whole
         for session in self.sessions:
             session.report_soon()
         self._judge_now.set()
@@ -290,7 +290,7 @@ class Agent:
                 return
             # An earlier run's routers are known once every store has been asked for them.
             all_known = all(session.membership.has_joined for session in self.sessions)
-            states = self.book.states()
+            states = self.routers.states()
             before = self.monitor.findings()
             self.monitor.observe(exposure_of(states), routers_seen(states, self._clock()))
             if [(one.source, one.finding.level) for one in before] != [
@@ -310,7 +310,7 @@ class Agent:
         self._judge_now.set()
 
     def _utilization_pct(self) -> float | None:
-        return self.limits.utilization_pct(exposure_of(self.book.states()).gross_usd)
+        return self.limits.utilization_pct(exposure_of(self.routers.states()).gross_usd)
 
     def _risk_summary(self) -> dict[str, Any]:
         faults = list(self.limits.faults()[:FAULTS_REPORTED])

@@ -40,7 +40,7 @@ def agent_run(
     from killswitch_agent.journal import JournalDamaged, JournalUnwritable
     from killswitch_agent.link_server import LinkUnavailable
     from killswitch_agent.membership import Identity
-    from killswitch_agent.rules.node_limits import load_node_limits
+    from killswitch_agent.rules.node_rules import load_node_limits
 
     require_name(node, "--node")
     options = {"gate": gate, "link": link, "state_dir": state_dir, "http_port": http_port}

@@ -1,4 +1,4 @@
-"""One gate for several stores: each store's keeper writes a share, and the page shows the strictest of all.
+"""One gate for several stores: each store's keeper writes its own, and the page shows the strictest of all.
 
 The page is open only while *every* store has given a permit and *no* store holds a freeze: a freeze in any of them
 freezes, a release must be in all, and a store that is down, or empty, opens nothing (``docs/decisions/0017``).
@@ -52,12 +52,12 @@ class GatePage(Protocol):
 
 
 class StoreGate:
-    """One store's part of the page. Made by :func:`share_gate`; the lock of all shares is one."""
+    """One store's part of the page. Made by :func:`gates_per_store`; all of them have one lock."""
 
-    def __init__(self, writer: GateWriter, shares: list[StoreGate], lock: threading.Lock) -> None:
+    def __init__(self, writer: GateWriter, gates: list[StoreGate], lock: threading.Lock) -> None:
         self.path = writer.path
         self._writer = writer
-        self._shares = shares
+        self._gates = gates
         self._lock = lock
         self._freezes: tuple[Freeze, ...] = ()
         self._local: dict[str, Freeze] = {}
@@ -76,7 +76,7 @@ class StoreGate:
         return self._writer.is_published
 
     def update(self, freezes: Sequence[Freeze], *, epoch: int, permit_deadline_ns: int) -> None:
-        """Make this share say what its store's flag says. An older epoch adds causes, and extends nothing."""
+        """Make this part say what its store's flag says. An older epoch adds causes, and extends nothing."""
         with self._lock:
             self._told = True
             if epoch < self._epoch:
@@ -99,7 +99,7 @@ class StoreGate:
             self._writer.extend(self._deadline_ns())
 
     def close_early(self) -> None:
-        """Let no order pass until the next change of any share."""
+        """Let no order pass until the next change of any part."""
         self._writer.close_early()
 
     def close_now(self, freeze: Freeze) -> None:
@@ -112,7 +112,7 @@ class StoreGate:
         """Take a cause back as far as this store goes; it stays while another store's keeper holds it."""
         with self._lock:
             self._local.pop(freeze_id, None)
-            if not any(freeze_id in share._local for share in self._shares):
+            if not any(freeze_id in gate._local for gate in self._gates):
                 self._writer.lift_local(freeze_id)
             self._show()
 
@@ -121,21 +121,21 @@ class StoreGate:
         self._writer.close()
 
     def _show(self) -> None:
-        # Causes of a single share are listed with the flags', so that they outlive another store's release of them.
-        causes = merge(*(share._freezes for share in self._shares), *(share._local.values() for share in self._shares))
+        # Causes of a single store are listed with the flags', so that they outlive another store's release of them.
+        causes = merge(*(gate._freezes for gate in self._gates), *(gate._local.values() for gate in self._gates))
         self._writer.update(
-            causes, epoch=sum(share._epoch for share in self._shares), permit_deadline_ns=self._deadline_ns()
+            causes, epoch=sum(gate._epoch for gate in self._gates), permit_deadline_ns=self._deadline_ns()
         )
 
     def _deadline_ns(self) -> int:
-        return min(share._permit_deadline_ns for share in self._shares)
+        return min(gate._permit_deadline_ns for gate in self._gates)
 
 
-def share_gate(writer: GateWriter, count: int) -> list[GatePage]:
+def gates_per_store(writer: GateWriter, count: int) -> list[GatePage]:
     """Split the page among ``count`` stores; a single store has it to itself."""
     if count == 1:
         return [writer]
-    shares: list[StoreGate] = []
+    gates: list[StoreGate] = []
     lock = threading.Lock()
-    shares.extend(StoreGate(writer, shares, lock) for _ in range(count))
-    return list(shares)
+    gates.extend(StoreGate(writer, gates, lock) for _ in range(count))
+    return list(gates)

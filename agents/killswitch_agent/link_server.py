@@ -53,8 +53,8 @@ class LinkEvents:
     """What the server tells its agent, on the thread of the router's connection.
 
     Attributes:
-        on_exposure: a router reported; the book has it.
-        on_answer: a router answered a stop, came or went; the book has it.
+        on_exposure: a router reported; the registry has it.
+        on_answer: a router answered a stop, came or went; the registry has it.
         on_freeze: a router wants a freeze.
         current_stop: the epoch and causes to tell a router that has just connected; no causes for none.
     """
@@ -97,18 +97,18 @@ class LinkServer:
         path: where.
         node: name of the node, told to routers.
         cluster: name of the cluster, told to routers.
-        book: what is known of the routers.
+        routers: what is known of the routers.
         events: what the agent wants to hear.
 
     Raises:
         LinkUnavailable: the socket cannot be made.
     """
 
-    def __init__(self, path: Path, *, node: str, cluster: str, book: RouterRegistry, events: LinkEvents) -> None:
+    def __init__(self, path: Path, *, node: str, cluster: str, routers: RouterRegistry, events: LinkEvents) -> None:
         self._path = path
         self._node = node
         self._cluster = cluster
-        self._book = book
+        self._routers = routers
         self._events = events
         self._sessions: dict[str, _Session] = {}
         self._lock = threading.Lock()
@@ -197,7 +197,7 @@ class LinkServer:
         if kind != "hello":
             raise BadLine(f"the first line of a router must be hello, and it is {kind!r}")
         router, instance = read_name(body, "router"), read_name(body, "instance")
-        self._book.hello(router, instance, reconciled=body.get("reconciled") is True)
+        self._routers.hello(router, instance, reconciled=body.get("reconciled") is True)
         session.router, session.instance = router, instance
         with self._lock:
             self._sessions[router] = session
@@ -214,7 +214,7 @@ class LinkServer:
             if self._sessions.get(session.router) is not session:
                 return
             del self._sessions[session.router]
-        self._book.gone(session.router, session.instance, said_goodbye=session.said_goodbye)
+        self._routers.gone(session.router, session.instance, said_goodbye=session.said_goodbye)
         if not session.said_goodbye and not self._closing.is_set():
             log.error("router_lost", router=session.router)
         self._events.on_answer(session.router)
@@ -238,11 +238,11 @@ class LinkServer:
     def _handle(self, session: _Session, kind: str, body: Mapping[str, Any]) -> None:
         if kind == "exposure":
             exposure = Exposure.from_wire(body)
-            self._book.exposure(session.router, session.instance, exposure)
+            self._routers.exposure(session.router, session.instance, exposure)
             self._events.on_exposure(session.router, exposure)
         elif kind == "stopped":
             result = cancel_result_from_wire(body)
-            self._book.stopped(session.router, session.instance, read_count(body, "epoch"), result)
+            self._routers.stopped(session.router, session.instance, read_count(body, "epoch"), result)
             self._events.on_answer(session.router)
         elif kind == "freeze":
             metadata = body.get("metadata")

@@ -1,4 +1,4 @@
-"""The node's place in the cluster: its lasting record, its lease, its reports."""
+"""The node in the cluster: its lasting record, its lease, its reports."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _levels(risk: Mapping[str, Any]) -> list[tuple[Any, ...]]:
 class NodeRegistration:
     """Registers the node, keeps its lease alive and reports what it holds.
 
-    Used from one thread; :attr:`has_joined` and :attr:`place` may be asked from any.
+    Used from one thread; :attr:`has_joined` and :attr:`fence` may be asked from any.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class NodeRegistration:
         cluster: Cluster,
         identity: Identity,
         keeper: GateKeeper,
-        book: RouterRegistry,
+        routers: RouterRegistry,
         *,
         utilization_pct: Callable[[], float | None],
         risk: Callable[[], dict[str, Any]],
@@ -120,7 +120,7 @@ class NodeRegistration:
         self._report_unreadable = report_unreadable
         self._identity = identity
         self._keeper = keeper
-        self._book = book
+        self._routers = routers
         self._utilization_pct = utilization_pct
         self._risk = risk
         self._limits_hash = limits_hash
@@ -140,10 +140,10 @@ class NodeRegistration:
         return self._joined_before
 
     @property
-    def place(self) -> LeaseFence | None:
+    def fence(self) -> LeaseFence | None:
         """The lease that this agent holds as its node; ``None`` before it has joined, and once that lease is lost.
 
-        Whoever has a place knows the routers of earlier runs, as far as this store does.
+        Whoever has a fence knows the routers of earlier runs, as far as this store does.
         """
         lease = self._lease
         if lease is None or not self._joined_before:
@@ -266,7 +266,7 @@ class NodeRegistration:
                 log.error("own_report_unreadable", router=router.router, error=str(error))
                 self._report_unreadable(f"what router {router.router} held before is unknown: {error}")
                 continue
-            self._book.remember_lost(router.router, router.instance, exposure, router.orphaned_orders)
+            self._routers.remember_lost(router.router, router.instance, exposure, router.orphaned_orders)
 
     def leave(self) -> None:
         """Go on purpose, with the gate closed: give up the lease; and the record too, when nothing is left behind.
@@ -274,7 +274,7 @@ class NodeRegistration:
         A node that leaves positions or working orders stays in the cluster's books as lost, so that they go on
         counting.
         """
-        exposure = exposure_of(self._book.states())
+        exposure = exposure_of(self._routers.states())
         holds_nothing = exposure.working_orders == 0 and exposure.gross_usd == 0
         try:
             if self._lease is None:
@@ -342,7 +342,7 @@ class NodeRegistration:
         since_ns = now - self._reported_ns
         if since_ns < self._min_interval_ns:
             return
-        record = self._record(exposure_of(self._book.states()))
+        record = self._record(exposure_of(self._routers.states()))
         if since_ns >= self._max_interval_ns or is_material(self._reported, record):
             self._report(record, now)
 
@@ -386,11 +386,11 @@ class NodeRegistration:
                     orphaned_orders=state.orphaned_orders,
                     exposure=state.exposure.to_wire(),
                 )
-                for state in self._book.states()
+                for state in self._routers.states()
             ],
         )
 
 
-def has_live_routers(book: RouterRegistry) -> bool:
+def has_live_routers(routers: RouterRegistry) -> bool:
     """Tell whether any router is connected."""
-    return any(state.presence is RouterPresence.LIVE for state in book.states())
+    return any(state.presence is RouterPresence.LIVE for state in routers.states())

@@ -16,7 +16,7 @@ RENEWAL_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 1.0
 class AgentMetrics:
     """Counters that the agent moves, and gauges that are read when somebody looks."""
 
-    def __init__(self, registry: CollectorRegistry, keepers: Sequence[GateKeeper], book: RouterRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, keepers: Sequence[GateKeeper], routers: RouterRegistry) -> None:
         self.renewals = Counter(
             "killswitch_permit_renewals_total", "Attempts to renew the permit.", ["outcome"], registry=registry
         )
@@ -42,13 +42,13 @@ class AgentMetrics:
             ("killswitch_flag_epoch", "Newest epoch of the flag that the gate shows; of several stores the sum.",
              lambda: float(sum(keeper.view().epoch for keeper in keepers))),
             ("killswitch_routers_live", "Routers connected.",
-             lambda: float(sum(state.presence is RouterPresence.LIVE for state in book.states()))),
+             lambda: float(sum(state.presence is RouterPresence.LIVE for state in routers.states()))),
             ("killswitch_routers_lost", "Routers whose connection broke without goodbye.",
-             lambda: float(sum(state.presence is RouterPresence.LOST for state in book.states()))),
+             lambda: float(sum(state.presence is RouterPresence.LOST for state in routers.states()))),
             ("killswitch_node_gross_usd", "Gross notional that the node's routers hold.",
-             lambda: exposure_of(book.states()).gross_usd),
+             lambda: exposure_of(routers.states()).gross_usd),
             ("killswitch_node_pnl_usd", "Profit and loss of the node's routers.",
-             lambda: exposure_of(book.states()).pnl_usd),
+             lambda: exposure_of(routers.states()).pnl_usd),
         )  # fmt: skip
         for name, meaning, value in gauges:
             Gauge(name, meaning, registry=registry).set_function(value)

@@ -1,4 +1,4 @@
-"""What an agent does at one store: renews the permit, tells it what the node found, keeps its place, acknowledges.
+"""What an agent does at one store: renews the permit, tells it what the node found, keeps its lease, acknowledges.
 
 An agent has one session for each store. They share the gate, the routers and the monitor, and nothing else: a store
 that hangs delays nobody's freeze from another.
@@ -22,14 +22,15 @@ from killswitch.core.permit import NANOSECONDS_PER_MS
 from killswitch.gate import GateUnavailable
 from killswitch.settings.config import AgentSettings
 from killswitch.stores.port import Conflict, Entry, OutcomeUnknown, StoreError, StoreUnavailable, Watch
+from killswitch_agent.acknowledger import Acknowledger
 from killswitch_agent.freeze_outbox import FreezeOutbox
 from killswitch_agent.gate_per_store import GatePage
 from killswitch_agent.gatekeeper import GateKeeper, ReadAgain
 from killswitch_agent.journal import Journal
 from killswitch_agent.membership import Identity, NameInUse, NodeRegistration, has_live_routers
 from killswitch_agent.metrics import AgentMetrics
+from killswitch_agent.router_stops import RouterStops
 from killswitch_agent.routers import RouterRegistry
-from killswitch_agent.stopper import Acknowledger, RouterStops
 
 log = structlog.get_logger(__name__)
 
@@ -54,7 +55,7 @@ class SessionContext:
     Attributes:
         identity: who the agent is.
         settings: intervals of the reports.
-        book: what is known of the routers.
+        routers: what is known of the routers.
         stops: what routers are told.
         stopping: set when the agent ends.
         utilization_pct: use of the node's limit, for reports.
@@ -67,7 +68,7 @@ class SessionContext:
 
     identity: Identity
     settings: AgentSettings
-    book: RouterRegistry
+    routers: RouterRegistry
     stops: RouterStops
     stopping: threading.Event
     utilization_pct: Callable[[], float | None]
@@ -83,7 +84,7 @@ class StoreSession:
 
     Args:
         cluster: the cluster in that store.
-        gate: the page, or this store's share of it.
+        gate: the page, or this store's part of it.
         journal: what earlier runs have seen there.
         node: what the sessions share.
     """
@@ -107,7 +108,7 @@ class StoreSession:
             cluster,
             identity,
             self.keeper,
-            node.book,
+            node.routers,
             utilization_pct=node.utilization_pct,
             risk=node.risk,
             limits_hash=node.limits_hash,
@@ -121,8 +122,8 @@ class StoreSession:
             instance=identity.instance,
             keeper=self.keeper,
             stops=node.stops,
-            book=node.book,
-            place=lambda: self.membership.place,
+            routers=node.routers,
+            fence=lambda: self.membership.fence,
         )
 
     @property
@@ -298,7 +299,7 @@ class StoreSession:
         self._renew_now.set()
 
     def _gate_changed(self) -> None:
-        if self._others_are_closing and not has_live_routers(self._node.book):
+        if self._others_are_closing and not has_live_routers(self._node.routers):
             return  # the permit loop wakes them after its pause
         self.acknowledger.wake.set()
         self._report_now.set()

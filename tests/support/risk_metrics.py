@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from killswitch_agent.rules.node_limits import NodeRules, load_node_limits
 from killswitch_agent.rules.node_monitor import NodeMonitor
+from killswitch_agent.rules.node_rules import NodeRules, load_node_limits
 from prometheus_client import CollectorRegistry
 
 from killswitch.clock import now_ns, wall_now

@@ -74,7 +74,7 @@ class NodeMonitor:
         self._rules = tuple(rules)
         self._actions = actions
         self._clock = clock
-        self._judgement = RuleEngine(
+        self._engine = RuleEngine(
             rules,
             budget_ms=settings.budget_ms,
             on_late=settings.on_late,
@@ -105,16 +105,16 @@ class NodeMonitor:
 
     def set_guard(self, settings: JudgementSettings) -> None:
         """Hold the rules to other settings from now on."""
-        self._judgement.set_guard(budget_ms=settings.budget_ms, on_late=settings.on_late, on_error=settings.on_error)
+        self._engine.set_guard(budget_ms=settings.budget_ms, on_late=settings.on_late, on_error=settings.on_error)
 
     def observe(self, exposure: NodeExposure, routers: RoutersSeen) -> None:
         """Judge the newest exposure of the node, on the thread that judges. Never raises."""
         with self._acting:
             rules_released, self._rules_released = self._rules_released, set()
         if rules_released:
-            self._judgement.released(rules_released)
+            self._engine.released(rules_released)
         began_ns = self._clock()
-        judged = self._judgement.judge(self._snapshot(exposure, routers))
+        judged = self._engine.evaluate(self._snapshot(exposure, routers))
         self._seconds.observe((self._clock() - began_ns) / 1e9)
         with self._acting:
             self._act(judged)
@@ -124,7 +124,7 @@ class NodeMonitor:
 
         It acts each time, as a judgement would: while a rule hangs, a release alone must not open the node.
         """
-        late = self._judgement.overdue()
+        late = self._engine.overdue()
         if late is not None:
             with self._acting:
                 self._act([*self._standing.values(), late])

@@ -66,7 +66,7 @@ class RuleEngine:
         self._budget_ns = budget_ms * _NANOSECONDS_PER_MS
         self._on_late, self._on_error = on_late, on_error
 
-    def judge(self, snapshot: NodeSnapshot) -> tuple[Judged, ...]:
+    def evaluate(self, snapshot: NodeSnapshot) -> tuple[Judged, ...]:
         """Return what every rule finds. Never raises."""
         return tuple(Judged(rule.name, finding) for rule in self._rules for finding in self._ask(rule, snapshot))
 

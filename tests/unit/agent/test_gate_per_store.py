@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from killswitch_agent.agent import journal_paths
-from killswitch_agent.gate_per_store import GatePage, share_gate
+from killswitch_agent.gate_per_store import GatePage, gates_per_store
 from killswitch_agent.journal import JournalUnwritable
 
 from killswitch.core.flag import Freeze
@@ -27,12 +27,12 @@ def cause(name: str) -> Freeze:
 
 
 class Page:
-    """A page with its shares, on a clock that stands until it is moved."""
+    """A page with the gate of each store, on a clock that stands until it is moved."""
 
     def __init__(self, folder: Path, count: int) -> None:
         self.time_ns = START_NS
         self.writer = GateWriter(folder / "gate", cluster="c", node="n1", clock=lambda: self.time_ns)
-        self.shares: list[GatePage] = share_gate(self.writer, count)
+        self.gates: list[GatePage] = gates_per_store(self.writer, count)
 
     @property
     def is_open(self) -> bool:
@@ -53,13 +53,13 @@ def page(tmp_path: Path) -> Iterator[Page]:
 def test_a_single_store_has_the_page_to_itself(tmp_path: Path) -> None:
     """Nothing stands between one store's keeper and its page."""
     one = Page(tmp_path, 1)
-    assert one.shares == [one.writer]
+    assert one.gates == [one.writer]
     one.close()
 
 
 def test_one_stores_permit_opens_nothing(page: Page) -> None:
     """UNKNOWN IS FROZEN: until the other has said yes, too, the gate stays closed."""
-    first, second = page.shares
+    first, second = page.gates
     first.update((), epoch=1, permit_deadline_ns=START_NS + SECOND_NS)
     assert not page.is_open
     second.update((), epoch=4, permit_deadline_ns=START_NS + 2 * SECOND_NS)
@@ -75,10 +75,10 @@ def test_one_stores_permit_opens_nothing(page: Page) -> None:
 
 def test_a_permit_without_a_flag_opens_nothing(page: Page) -> None:
     """UNKNOWN IS FROZEN: a store that renews and has never told its flag may hold a freeze."""
-    first, second = page.shares
+    first, second = page.gates
     first.lift_local("never raised")
-    for share in (first, second):
-        share.extend(START_NS + SECOND_NS)
+    for gate in (first, second):
+        gate.extend(START_NS + SECOND_NS)
     assert not page.is_open
     second.update((), epoch=1, permit_deadline_ns=START_NS + SECOND_NS)
     assert not page.is_open
@@ -88,10 +88,10 @@ def test_a_permit_without_a_flag_opens_nothing(page: Page) -> None:
 
 def test_a_release_in_one_store_leaves_the_others_freeze(page: Page) -> None:
     """RELEASE IS FENCED: the same cause in both stores goes when both have let it go."""
-    first, second = page.shares
+    first, second = page.gates
     until_ns = START_NS + SECOND_NS
-    for share in (first, second):
-        share.update((cause("x"),), epoch=2, permit_deadline_ns=until_ns)
+    for gate in (first, second):
+        gate.update((cause("x"),), epoch=2, permit_deadline_ns=until_ns)
     first.update((), epoch=3, permit_deadline_ns=until_ns)
     assert not page.is_open
     assert [row.id for row in page.writer.state.causes] == ["x"]
@@ -101,11 +101,11 @@ def test_a_release_in_one_store_leaves_the_others_freeze(page: Page) -> None:
 
 def test_a_cause_of_the_node_outlives_one_stores_release_of_it(page: Page) -> None:
     """NOTHING IS LOST: what the second store has not been told yet stays on the page though the first released it."""
-    first, second = page.shares
+    first, second = page.gates
     until_ns = START_NS + SECOND_NS
-    for share in (first, second):
-        share.update((), epoch=1, permit_deadline_ns=until_ns)
-        share.close_now(cause("found"))
+    for gate in (first, second):
+        gate.update((), epoch=1, permit_deadline_ns=until_ns)
+        gate.close_now(cause("found"))
     first.update((cause("found"),), epoch=2, permit_deadline_ns=until_ns)
     first.lift_local("found")
     first.update((), epoch=3, permit_deadline_ns=until_ns)
@@ -116,7 +116,7 @@ def test_a_cause_of_the_node_outlives_one_stores_release_of_it(page: Page) -> No
 
 def test_an_older_epoch_takes_nothing_away(page: Page) -> None:
     """A slow reading of one store can add causes, and neither lifts one nor extends a permit."""
-    first, second = page.shares
+    first, second = page.gates
     second.update((), epoch=1, permit_deadline_ns=START_NS + 9 * SECOND_NS)
     first.update((cause("new"),), epoch=5, permit_deadline_ns=START_NS + SECOND_NS)
     first.update((cause("old"),), epoch=4, permit_deadline_ns=START_NS + 9 * SECOND_NS)
@@ -147,20 +147,20 @@ def test_the_page_is_open_just_when_every_store_allows_it(steps: list[tuple[int,
         local: list[set[str]] = [set(), set(), set()]
         until_ns, epochs = [1, 1, 1], [0, 0, 0]  # an epoch of 0: that store has not told its flag
         for number, step, names, ahead_s in steps:
-            share, deadline_ns = page.shares[number], page.time_ns + ahead_s * SECOND_NS
+            gate, deadline_ns = page.gates[number], page.time_ns + ahead_s * SECOND_NS
             if step == "update":
                 epochs[number] += 1
                 held[number] = names
-                share.update([cause(n) for n in names], epoch=epochs[number], permit_deadline_ns=deadline_ns)
+                gate.update([cause(n) for n in names], epoch=epochs[number], permit_deadline_ns=deadline_ns)
             elif step == "extend":
-                share.extend(deadline_ns)
+                gate.extend(deadline_ns)
             elif step == "close_now":
                 for name in names:
-                    share.close_now(cause(name))
+                    gate.close_now(cause(name))
                     local[number].add(name)
             elif step == "lift_local":
                 for name in names:
-                    share.lift_local(name)
+                    gate.lift_local(name)
                     local[number].discard(name)
             else:
                 page.time_ns += ahead_s * SECOND_NS

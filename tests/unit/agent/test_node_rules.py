@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 from killswitch_agent.routers import RouterRegistry, RoutersSeen, routers_seen
-from killswitch_agent.rules.node_account_rule import NodeAccountRule
-from killswitch_agent.rules.node_anomaly_rule import OBSERVE_EVERY_MS, NodeAnomalyRule
-from killswitch_agent.rules.node_inputs_rule import NodeInputsRule
-from killswitch_agent.rules.node_limits import NodeLimitsFiles, NodeRules, figure_rules, load_node_limits
-from killswitch_agent.rules.node_limits_rule import NodeLimitsRule
-from killswitch_agent.rules.node_policy_rule import NodePolicyRule
-from killswitch_agent.rules.node_value_at_risk_rule import NodeValueAtRiskRule
+from killswitch_agent.rules.account_rule import NodeAccountRule
+from killswitch_agent.rules.anomaly_rule import OBSERVE_EVERY_MS, NodeAnomalyRule
+from killswitch_agent.rules.inputs_rule import NodeInputsRule
+from killswitch_agent.rules.limits_rule import NodeLimitsRule
+from killswitch_agent.rules.node_rules import NodeLimitsFiles, NodeRules, figure_rules, load_node_limits
+from killswitch_agent.rules.policy_rule import NodePolicyRule
+from killswitch_agent.rules.value_at_risk_rule import NodeValueAtRiskRule
 from prometheus_client import CollectorRegistry
 
 from killswitch.link.messages import Exposure
@@ -140,16 +140,16 @@ def test_a_mark_that_does_not_move_pauses_while_the_symbol_is_held() -> None:
 
 def test_the_age_of_a_report_is_told_on_the_deadline_clock_and_a_hello_counts_as_one() -> None:
     clock = HandClock()
-    book = RouterRegistry(clock)
+    routers = RouterRegistry(clock)
     for router in ("r1", "r2"):
-        book.hello(router, "i", reconciled=True)
+        routers.hello(router, "i", reconciled=True)
     clock.time_ns += 3 * SECOND_NS
-    book.exposure("r1", "i", Exposure())
+    routers.exposure("r1", "i", Exposure())
     clock.time_ns += SECOND_NS
-    seen = routers_seen(book.states(), clock())
+    seen = routers_seen(routers.states(), clock())
     assert seen == RoutersSeen(live=2, lost=0, report_ages_ms={"r1": 1_000.0, "r2": 4_000.0})
-    book.gone("r2", "i", said_goodbye=False)
-    assert routers_seen(book.states(), clock()) == RoutersSeen(live=1, lost=1, report_ages_ms={"r1": 1_000.0})
+    routers.gone("r2", "i", said_goodbye=False)
+    assert routers_seen(routers.states(), clock()) == RoutersSeen(live=1, lost=1, report_ages_ms={"r1": 1_000.0})
 
 
 # ---- the account

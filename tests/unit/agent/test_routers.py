@@ -17,20 +17,20 @@ ORPHANED = 4
 """Orders of runs before the remembered one, for which nobody has accounted."""
 
 
-def remember(book: RouterRegistry) -> None:
-    book.remember_lost("r1", OLD, BEFORE, ORPHANED)
+def remember(routers: RouterRegistry) -> None:
+    routers.remember_lost("r1", OLD, BEFORE, ORPHANED)
 
 
-def the_router(book: RouterRegistry) -> RouterState:
-    (state,) = book.states()
+def the_router(routers: RouterRegistry) -> RouterState:
+    (state,) = routers.states()
     return state
 
 
 def test_a_router_of_an_earlier_run_is_lost_until_it_says_hello() -> None:
-    book = RouterRegistry(lambda: 0)
-    remember(book)
-    assert the_router(book).presence is RouterPresence.LOST
-    assert exposure_of(book.states()).working_orders == 7
+    routers = RouterRegistry(lambda: 0)
+    remember(routers)
+    assert the_router(routers).presence is RouterPresence.LOST
+    assert exposure_of(routers.states()).working_orders == 7
 
 
 @pytest.mark.parametrize("reports", [False, True])
@@ -42,57 +42,57 @@ def test_it_does_not_matter_when_an_earlier_run_is_remembered(
 ) -> None:
     """NOTHING IS LOST: the socket listens before the node has joined, and a router may connect at any time of it."""
 
-    def says_hello(book: RouterRegistry) -> None:
-        book.hello("r1", instance, reconciled=reconciled)
+    def says_hello(routers: RouterRegistry) -> None:
+        routers.hello("r1", instance, reconciled=reconciled)
 
-    def reports_itself(book: RouterRegistry) -> None:
+    def reports_itself(routers: RouterRegistry) -> None:
         if reports:
-            book.exposure("r1", instance, SINCE)
+            routers.exposure("r1", instance, SINCE)
 
-    def may_end(book: RouterRegistry) -> None:
+    def may_end(routers: RouterRegistry) -> None:
         if then != "stays":
-            book.gone("r1", instance, said_goodbye=then == "says goodbye")
+            routers.gone("r1", instance, said_goodbye=then == "says goodbye")
 
     heard: list[Callable[[RouterRegistry], None]] = [says_hello, reports_itself, may_end]
     left = []
     for place in range(len(heard) + 1):
-        book = RouterRegistry(lambda: 0)
+        routers = RouterRegistry(lambda: 0)
         for step in (*heard[:place], remember, *heard[place:]):
-            step(book)
-        state = the_router(book)
+            step(routers)
+        state = the_router(routers)
         left.append((state.presence, state.instance, state.exposure, state.orphaned_orders))
     assert left == [left[0]] * len(left)
 
 
 def test_a_run_that_has_not_asked_the_venue_leaves_the_orders_of_before_unproven() -> None:
     """PROOF, NOT HOPE: a router that was restarted with its agent, and that answers a stop, is not flat for that."""
-    book = RouterRegistry(lambda: 0)
-    book.hello("r1", NEW, reconciled=False)
-    book.stopped("r1", NEW, 7, CancelResult(cancelled=0, failed=0, open=0, last_sequence=None))
-    remember(book)
-    assert answer_of(book.states(), 7).open == ORPHANED + BEFORE.working_orders
+    routers = RouterRegistry(lambda: 0)
+    routers.hello("r1", NEW, reconciled=False)
+    routers.stopped("r1", NEW, 7, CancelResult(cancelled=0, failed=0, open=0, last_sequence=None))
+    remember(routers)
+    assert answer_of(routers.states(), 7).open == ORPHANED + BEFORE.working_orders
 
 
 def test_what_a_run_of_before_has_accounted_for_stays_so_for_the_next() -> None:
-    book = RouterRegistry(lambda: 0)
-    book.hello("r1", NEW, reconciled=True)
-    book.exposure("r1", NEW, SINCE)
-    book.gone("r1", NEW, said_goodbye=False)
-    book.hello("r1", "run-3", reconciled=False)
-    remember(book)
-    state = the_router(book)
+    routers = RouterRegistry(lambda: 0)
+    routers.hello("r1", NEW, reconciled=True)
+    routers.exposure("r1", NEW, SINCE)
+    routers.gone("r1", NEW, said_goodbye=False)
+    routers.hello("r1", "run-3", reconciled=False)
+    remember(routers)
+    state = the_router(routers)
     assert (state.orphaned_orders, state.exposure.holdings) == (SINCE.working_orders, SINCE.holdings)
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(["hello", "first store", "second store"])))
 def test_what_two_stores_remember_counts_once(order: tuple[str, ...]) -> None:
     """With several stores each tells what it knows of the same routers."""
-    book = RouterRegistry(lambda: 0)
+    routers = RouterRegistry(lambda: 0)
     for step in order:
         if step == "hello":
-            book.hello("r1", NEW, reconciled=False)
+            routers.hello("r1", NEW, reconciled=False)
         else:
-            remember(book)
-    state = the_router(book)
+            remember(routers)
+    state = the_router(routers)
     assert state.orphaned_orders == ORPHANED + BEFORE.working_orders
     assert state.exposure.holdings == BEFORE.holdings

@@ -35,9 +35,9 @@ def stop_cause(scope: str = "global", freeze_id: str = "f1") -> StopCause:
 class AgentEnd:
     """The agent's half of the link, with what it heard."""
 
-    def __init__(self, folder: Path, book: RouterRegistry | None = None) -> None:
+    def __init__(self, folder: Path, routers: RouterRegistry | None = None) -> None:
         self.path = folder / "agent.sock"
-        self.book = book or RouterRegistry()
+        self.routers = routers or RouterRegistry()
         self.freezes: list[FreezeRequest] = []
         self.exposures: list[Exposure] = []
         self.answers: list[CancelResult] = []
@@ -49,7 +49,7 @@ class AgentEnd:
             self.path,
             node="n1",
             cluster="c",
-            book=self.book,
+            routers=self.routers,
             events=LinkEvents(
                 on_exposure=lambda _, exposure: self.exposures.append(exposure),
                 on_answer=self._keep_answer,
@@ -59,11 +59,11 @@ class AgentEnd:
         )
 
     def _keep_answer(self, router: str) -> None:
-        """Keep every answer: the book has the newest of each router alone."""
-        self.answers += [state.result for state in self.book.states() if state.router == router and state.result]
+        """Keep every answer: the registry has the newest of each router alone."""
+        self.answers += [state.result for state in self.routers.states() if state.router == router and state.result]
 
     def presence(self, router: str) -> RouterPresence | None:
-        return next((state.presence for state in self.book.states() if state.router == router), None)
+        return next((state.presence for state in self.routers.states() if state.router == router), None)
 
 
 class Trader:
@@ -126,8 +126,8 @@ def test_a_pushed_stop_is_cancelled_and_answered(agent: AgentEnd, make_link: Cal
     make_link(trader)
     wait_until(lambda: agent.presence("r1") is RouterPresence.LIVE, what="the hello")
     agent.server.push_stop(7, [stop_cause("symbol:BTC")])
-    wait_until(lambda: answer_of(agent.book.states(), 7).complete, what="the answer")
-    answer = answer_of(agent.book.states(), 7)
+    wait_until(lambda: answer_of(agent.routers.states(), 7).complete, what="the answer")
+    answer = answer_of(agent.routers.states(), 7)
     assert (answer.cancelled, answer.open, answer.last_sequence) == (3, 0, 17)
     assert trader.stops[0].covers({"symbol": "BTC"})
     assert not trader.stops[0].covers({"symbol": "ETH"})
@@ -139,7 +139,7 @@ def test_a_router_that_connects_while_frozen_is_told_at_once(
     """UNKNOWN IS FROZEN: a router that comes late hears the stop in force."""
     agent.stop = (4, [stop_cause()])
     make_link(Trader(working=0))
-    wait_until(lambda: answer_of(agent.book.states(), 4).complete and agent.book.states(), what="the answer")
+    wait_until(lambda: answer_of(agent.routers.states(), 4).complete and agent.routers.states(), what="the answer")
 
 
 def test_without_an_agent_the_gate_alone_makes_the_router_cancel(
@@ -169,8 +169,8 @@ def test_orders_cancelled_before_the_push_came_are_counted_in_its_answer(
     writer.update([freeze], epoch=3, permit_deadline_ns=now_ns() + 60 * SECOND_NS)
     wait_until(lambda: trader.working == 0, what="the cancelling by the page")
     agent.server.push_stop(4, [stop_cause()])
-    wait_until(lambda: answer_of(agent.book.states(), 4).complete, what="the answer to the push")
-    assert answer_of(agent.book.states(), 4).cancelled == 4
+    wait_until(lambda: answer_of(agent.routers.states(), 4).complete, what="the answer to the push")
+    assert answer_of(agent.routers.states(), 4).cancelled == 4
 
 
 def test_what_is_left_open_is_cancelled_again_until_it_is_gone(
@@ -185,8 +185,8 @@ def test_what_is_left_open_is_cancelled_again_until_it_is_gone(
     writer.update([freeze], epoch=3, permit_deadline_ns=now_ns() + 60 * SECOND_NS)
     agent.server.push_stop(3, [stop_cause()])
     wait_until(lambda: any(answer.open == 1 for answer in agent.answers), what="one open")
-    wait_until(lambda: answer_of(agent.book.states(), 3).open == 0, what="the last order to go")
-    assert answer_of(agent.book.states(), 3).cancelled == 3
+    wait_until(lambda: answer_of(agent.routers.states(), 3).open == 0, what="the last order to go")
+    assert answer_of(agent.routers.states(), 3).cancelled == 3
 
 
 def test_a_trading_program_that_fails_to_cancel_proves_nothing(
@@ -198,8 +198,8 @@ def test_a_trading_program_that_fails_to_cancel_proves_nothing(
     make_link(trader)
     wait_until(lambda: agent.presence("r1") is RouterPresence.LIVE, what="the hello")
     agent.server.push_stop(2, [stop_cause()])
-    wait_until(lambda: answer_of(agent.book.states(), 2).complete, what="the answer")
-    assert answer_of(agent.book.states(), 2).open == 1
+    wait_until(lambda: answer_of(agent.routers.states(), 2).complete, what="the answer")
+    assert answer_of(agent.routers.states(), 2).open == 1
 
 
 def test_a_gate_that_breaks_under_the_router_stops_everything_and_the_link_goes_on(
@@ -217,17 +217,17 @@ def test_a_gate_that_breaks_under_the_router_stops_everything_and_the_link_goes_
     writer.extend(0)
     wait_until(lambda: trader.working == 0, what="the cancelling")
     agent.server.push_stop(9, [stop_cause()])
-    wait_until(lambda: answer_of(agent.book.states(), 9).complete, what="the answer")
+    wait_until(lambda: answer_of(agent.routers.states(), 9).complete, what="the answer")
 
 
 def test_a_router_that_vanishes_leaves_its_working_orders_unproven(agent: AgentEnd) -> None:
     """PROOF, NOT HOPE: a broken connection without goodbye is noticed, and its orders stay in the count."""
     connection = raw_router(agent, "r9")
     connection.sendall(encode("exposure", **Exposure(working_orders=6, last_sequence=40).to_wire()))
-    wait_until(lambda: exposure_of(agent.book.states()).working_orders == 6, what="the report")
+    wait_until(lambda: exposure_of(agent.routers.states()).working_orders == 6, what="the report")
     connection.close()
     wait_until(lambda: agent.presence("r9") is RouterPresence.LOST, what="the loss to be noticed")
-    answer = answer_of(agent.book.states(), 5)
+    answer = answer_of(agent.routers.states(), 5)
     assert (answer.complete, answer.open, answer.last_sequence) == (True, 6, 40)
 
 
@@ -237,15 +237,15 @@ def test_a_new_run_of_a_lost_router_accounts_for_its_orders_only_when_it_asked_t
     """PROOF, NOT HOPE: a fresh start under the same name does not make the orders of the old run vanish."""
     first = raw_router(agent, "r9", instance="a")
     first.sendall(encode("exposure", **Exposure(working_orders=6).to_wire()))
-    wait_until(lambda: exposure_of(agent.book.states()).working_orders == 6, what="the report")
+    wait_until(lambda: exposure_of(agent.routers.states()).working_orders == 6, what="the report")
     first.close()
     wait_until(lambda: agent.presence("r9") is RouterPresence.LOST, what="the loss")
     second = raw_router(agent, "r9", instance="b")
-    assert exposure_of(agent.book.states()).working_orders == 6
+    assert exposure_of(agent.routers.states()).working_orders == 6
     second.close()
     wait_until(lambda: agent.presence("r9") is RouterPresence.LOST, what="the second loss")
     third = raw_router(agent, "r9", instance="c", reconciled=True)
-    assert exposure_of(agent.book.states()).working_orders == 0
+    assert exposure_of(agent.routers.states()).working_orders == 0
     third.close()
 
 
@@ -327,9 +327,9 @@ def test_the_link_outlives_its_agent_and_reports_the_newest(
     wait_until(lambda: not link.connected, what="the loss of the agent")
     for quantity in range(1, 50):
         link.report(Exposure(holdings={"BTC": Holding(float(quantity), 10.0)}))
-    agent.book = RouterRegistry()
+    agent.routers = RouterRegistry()
     agent.open()
-    wait_until(lambda: exposure_of(agent.book.states()).net_usd == 490.0, what="the newest report")
+    wait_until(lambda: exposure_of(agent.routers.states()).net_usd == 490.0, what="the newest report")
 
 
 def test_what_was_reported_last_is_reported_to_an_agent_that_starts_anew(
@@ -338,13 +338,13 @@ def test_what_was_reported_last_is_reported_to_an_agent_that_starts_anew(
     """NOTHING IS LOST: a router that reports only what changes is held as nothing by no agent that has just started."""
     link = make_link(Trader())
     link.report(Exposure(holdings={"BTC": Holding(3.0, 10.0)}, working_orders=2))
-    wait_until(lambda: exposure_of(agent.book.states()).net_usd == 30.0, what="the report")
+    wait_until(lambda: exposure_of(agent.routers.states()).net_usd == 30.0, what="the report")
     agent.server.close()
     wait_until(lambda: not link.connected, what="the loss of the agent")
-    agent.book = RouterRegistry()
+    agent.routers = RouterRegistry()
     agent.open()
-    wait_until(lambda: exposure_of(agent.book.states()).net_usd == 30.0, what="the same report to the new agent")
-    assert exposure_of(agent.book.states()).working_orders == 2
+    wait_until(lambda: exposure_of(agent.routers.states()).net_usd == 30.0, what="the same report to the new agent")
+    assert exposure_of(agent.routers.states()).working_orders == 2
 
 
 def test_a_goodbye_is_not_a_loss(agent: AgentEnd, make_link: Callable[..., RouterLink]) -> None:
@@ -354,7 +354,7 @@ def test_a_goodbye_is_not_a_loss(agent: AgentEnd, make_link: Callable[..., Route
     link.report(Exposure(holdings={"BTC": Holding(2.0, 10.0)}))
     link.close()
     wait_until(lambda: agent.presence("r1") is RouterPresence.ENDED, what="the goodbye")
-    assert exposure_of(agent.book.states()).net_usd == 20.0
+    assert exposure_of(agent.routers.states()).net_usd == 20.0
 
 
 def test_a_goodbye_does_not_overtake_the_last_report(
@@ -378,7 +378,7 @@ def test_a_goodbye_does_not_overtake_the_last_report(
     assert taken.wait(10.0)
     link.close()
     wait_until(lambda: agent.presence("r1") is RouterPresence.ENDED, what="the goodbye")
-    assert exposure_of(agent.book.states()).net_usd == 20.0
+    assert exposure_of(agent.routers.states()).net_usd == 20.0
 
 
 @pytest.mark.parametrize("line", [b"not json\n", b"[]\n", b'{"v":9,"type":"hello"}\n', b'{"v":1}\n', b"\xff\xfe\n"])

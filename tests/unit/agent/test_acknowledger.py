@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from killswitch_agent.acknowledger import Acknowledger
 from killswitch_agent.gatekeeper import GateKeeper
 from killswitch_agent.journal import Journal
 from killswitch_agent.membership import REPORT_UNREADABLE, Identity, NameInUse, NodeRegistration
+from killswitch_agent.router_stops import RouterStops
 from killswitch_agent.routers import RouterRegistry
-from killswitch_agent.stopper import Acknowledger, RouterStops
 
 from killswitch.cluster.cluster import Cluster, new_freeze_id
 from killswitch.cluster.records import AckRecord
@@ -35,7 +36,7 @@ class AgentAtStore:
         self.cluster = Cluster(store, "c", timing=TIMING)
         self.instance = instance
         self.unreadable: list[str] = []
-        self.book = RouterRegistry()
+        self.routers = RouterRegistry()
         self.stops = RouterStops()
         page = folder / f"{instance}.gate"
         self.gate = GateWriter(page, cluster="c", node="n1")
@@ -46,7 +47,7 @@ class AgentAtStore:
             self.cluster,
             Identity("n1", instance, "build", str(page)),
             self.keeper,
-            self.book,
+            self.routers,
             utilization_pct=lambda: None,
             risk=dict,
             limits_hash=lambda: "h",
@@ -60,8 +61,8 @@ class AgentAtStore:
             instance=instance,
             keeper=self.keeper,
             stops=self.stops,
-            book=self.book,
-            place=lambda: self.membership.place,
+            routers=self.routers,
+            fence=lambda: self.membership.fence,
         )
 
     def follow_the_flag(self) -> None:
@@ -131,8 +132,8 @@ def test_no_ack_is_written_before_the_routers_of_an_earlier_run_are_known(
     """PROOF, NOT HOPE: restarted during a freeze, a node is not flat while orders of before are unproven."""
     earlier = make_agent("earlier")
     earlier.membership.join()
-    earlier.book.hello("r1", "run-1", reconciled=True)
-    earlier.book.exposure("r1", "run-1", Exposure(holdings={"BTC": Holding(1.0, 10.0)}, working_orders=3))
+    earlier.routers.hello("r1", "run-1", reconciled=True)
+    earlier.routers.exposure("r1", "run-1", Exposure(holdings={"BTC": Holding(1.0, 10.0)}, working_orders=3))
     earlier.membership.report_if_due()
     earlier.freeze()
     earlier.membership.leave()
@@ -180,8 +181,8 @@ def test_a_node_whose_earlier_report_cannot_be_read_is_frozen_and_never_flat(
     """
     earlier = make_agent("earlier")
     earlier.membership.join()
-    earlier.book.hello("r1", "run-1", reconciled=True)
-    earlier.book.exposure("r1", "run-1", Exposure(working_orders=3))
+    earlier.routers.hello("r1", "run-1", reconciled=True)
+    earlier.routers.exposure("r1", "run-1", Exposure(working_orders=3))
     earlier.membership.report_if_due()
     earlier.membership.leave()
     key = earlier.cluster.keys.under("reports", "n1")

@@ -27,11 +27,11 @@ from killswitch.risk.process.rule_loading import RuleNotUsable, load_node_rules
 from killswitch.risk.process.settings_follower import SettingsFollower
 from killswitch.settings.config import AgentSettings
 from killswitch.settings.settings_file import RiskFileError
-from killswitch_agent.rules.node_account_rule import NodeAccountRule
-from killswitch_agent.rules.node_inputs_rule import NodeInputsRule
-from killswitch_agent.rules.node_limits_rule import NodeLimitsRule
-from killswitch_agent.rules.node_policy_rule import NodePolicyRule
-from killswitch_agent.rules.node_value_at_risk_rule import NodeValueAtRiskRule
+from killswitch_agent.rules.account_rule import NodeAccountRule
+from killswitch_agent.rules.inputs_rule import NodeInputsRule
+from killswitch_agent.rules.limits_rule import NodeLimitsRule
+from killswitch_agent.rules.policy_rule import NodePolicyRule
+from killswitch_agent.rules.value_at_risk_rule import NodeValueAtRiskRule
 
 AUDIT_FILE: Final = "limits-audit-{node}.jsonl"
 """Agents that share a ``state_dir`` have a file each: a chain has one writer."""
@@ -247,7 +247,7 @@ def figure_rules(limits: RiskLimitsFile, *, clock: NowNs, registry: CollectorReg
         if limits.value_at_risk is not None:
             rules.append(NodeValueAtRiskRule(limits.value_at_risk, clock=clock, registry=registry))
         if limits.anomaly is not None:
-            from killswitch_agent.rules.node_anomaly_rule import NodeAnomalyRule  # noqa: PLC0415 - needs an extra
+            from killswitch_agent.rules.anomaly_rule import NodeAnomalyRule  # noqa: PLC0415 - needs an extra
 
             rules.append(NodeAnomalyRule(limits.anomaly, registry=registry))
     except ImportError as error:
