@@ -14,8 +14,9 @@ from typing import Any
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from killswitch.cluster.cluster import Cluster, FreezeNotCommitted, NodeRoster, NotInitialised, new_freeze_id
+from killswitch.cluster.cluster import Cluster, FreezeNotCommitted, NotInitialised, new_freeze_id
 from killswitch.cluster.records import ClusterViewRecord, UnreadableRecord
+from killswitch.cluster.roster import NodeRoster
 from killswitch.core.flag import Flag, Freeze, fitting_freeze
 from killswitch.core.modes import Mode
 from killswitch.core.permit import NANOSECONDS_PER_MS

@@ -15,9 +15,10 @@ from killswitch.cli.forget_command import forget
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from killswitch.cluster.cluster import Cluster, NodeRoster
+    from killswitch.cluster.cluster import Cluster
     from killswitch.cluster.cluster_set import ClusterSet
     from killswitch.cluster.records import LeaderRecord
+    from killswitch.cluster.roster import NodeRoster
     from killswitch.core.flag import Flag
     from killswitch.core.history import HistoryEntry
     from killswitch.stores import Entry

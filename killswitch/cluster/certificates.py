@@ -13,8 +13,9 @@ from typing import Self
 
 import structlog
 
-from killswitch.cluster.cluster import Cluster, Committed, NotInitialised, read_of_node
+from killswitch.cluster.cluster import Cluster, Committed, NotInitialised
 from killswitch.cluster.records import AckRecord, UnreadableRecord
+from killswitch.cluster.roster import read_of_node
 from killswitch.core.certificate import Certificate, KnownNode, Proof, certify, combine
 from killswitch.core.flag import Flag
 from killswitch.core.permit import NANOSECONDS_PER_MS

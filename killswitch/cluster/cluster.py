@@ -1,4 +1,4 @@
-"""The cluster as one object, over any store: the flag, its history, the nodes, their reports and their acks.
+"""The cluster as one object, over any store: the flag and its history, and who is in it (``cluster/roster.py``).
 
 Everybody who changes the flag does it through here: the command, agents and coordinators. No leader is asked and no
 approval is needed to freeze (ONE VOICE FREEZES); a release is a compare-and-set on the epoch that it names (RELEASE IS
@@ -11,9 +11,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
-import structlog
 import tenacity
 
 from killswitch.clock import NowNs, WallClock, now_ns, wall_now
@@ -22,16 +20,12 @@ from killswitch.cluster.records import (
     FlagRecord,
     FreezeRecord,
     HistoryRecord,
+    Keys,
     LeaderRecord,
-    LiveRecord,
-    NodeRecord,
-    Record,
-    ReportRecord,
     UnreadableRecord,
     read_flag,
 )
-from killswitch.core.certificate import KnownNode
-from killswitch.core.exposure import ClusterExposure, NodeExposure, add_up
+from killswitch.cluster.roster import NodeRoster, read_family, read_roster
 from killswitch.core.flag import Change, Flag, Freeze, add, fitting_freeze, initial, lift, reassert
 from killswitch.core.history import HistoryEntry, HistoryFault, verify
 from killswitch.core.modes import Mode
@@ -39,14 +33,7 @@ from killswitch.core.permit import NANOSECONDS_PER_MS, Timing
 from killswitch.core.scopes import GLOBAL
 from killswitch.stores.port import Conflict, Entry, OutcomeUnknown, Store, StoreError, StoreUnavailable
 
-log = structlog.get_logger(__name__)
-
-R = TypeVar("R", bound=Record)
-
 NANOSECONDS_PER_S = 1_000_000_000
-
-EPOCH_DIGITS = 12
-"""Epochs in keys are padded with zeros, so that keys sort in the order of time."""
 
 VERIFY_ATTEMPTS = 20
 """How often the history is read again because the flag changed meanwhile."""
@@ -66,50 +53,6 @@ class FreezeNotCommitted(Exception):
     def __init__(self, sentence: str, *, may_have_happened: bool) -> None:
         super().__init__(sentence)
         self.may_have_happened = may_have_happened
-
-
-@dataclass(frozen=True, slots=True)
-class Keys:
-    """Names of a cluster's keys in the store."""
-
-    cluster: str
-
-    @property
-    def root(self) -> str:
-        """Prefix of all of them."""
-        return f"/killswitch/{self.cluster}/"
-
-    @property
-    def flag(self) -> str:
-        """The freeze flag."""
-        return self.root + "flag"
-
-    @property
-    def leader(self) -> str:
-        """The leased leader key."""
-        return self.root + "leader"
-
-    @property
-    def term(self) -> str:
-        """The newest term of any leader."""
-        return self.root + "term"
-
-    @property
-    def view(self) -> str:
-        """What the leader last added up."""
-        return self.root + "view"
-
-    def under(self, family: str, name: str = "") -> str:
-        """A key of a family (``nodes``, ``live``, ``reports``, ``acks``, ...), or its prefix."""
-        return f"{self.root}{family}/{name}"
-
-    def history(self, epoch: int) -> str:
-        """The history entry of an epoch."""
-        return self.under("history", f"{epoch:0{EPOCH_DIGITS}d}")
-
-    def certificate(self, epoch: int) -> str:
-        """The leader's certificate for the freeze of an epoch."""
-        return self.under("certificates", f"{epoch:0{EPOCH_DIGITS}d}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,54 +83,6 @@ class Committed:
     def committed_ms(self) -> float:
         """Time from the first attempt until it was known to be in."""
         return (self.returned_ns - self.started_ns) / NANOSECONDS_PER_MS
-
-
-@dataclass(frozen=True, slots=True)
-class NodeRoster:
-    """Every node ever registered and not forgotten, as the store knows it at one reading.
-
-    Attributes:
-        nodes: lasting records; ``None`` for one that cannot be read.
-        live: leased records of the nodes whose agent keeps them alive.
-        reports: last report of each node that ever made one and whose report can be read.
-        report_versions: store version of each report; *that it changed* is the only trusted sign of freshness.
-    """
-
-    nodes: Mapping[str, NodeRecord | None]
-    live: Mapping[str, LiveRecord | None]
-    reports: Mapping[str, ReportRecord]
-    report_versions: Mapping[str, int]
-
-    def known(self) -> list[KnownNode]:
-        """What a certificate needs to know of each."""
-        known = []
-        for name, record in self.nodes.items():
-            report = self.reports.get(name)
-            working = report.working_orders if report else None
-            known.append(record.to_known(working) if record else KnownNode(name, None, working))
-        return known
-
-    def lost(self) -> tuple[str, ...]:
-        """Registered nodes whose agent keeps no lease alive."""
-        return tuple(sorted(set(self.nodes) - set(self.live)))
-
-    def unreadable_reports(self) -> tuple[str, ...]:
-        """Nodes that made a report which this version cannot read: what they hold is unknown."""
-        return tuple(sorted(set(self.report_versions) - set(self.reports)))
-
-    def exposure(self) -> ClusterExposure:
-        """What the cluster holds, lost nodes with what they held last."""
-        reports = [
-            NodeExposure(
-                node=name,
-                live=name in self.live,
-                notional_by_symbol={symbol: held.notional_usd for symbol, held in report.holdings.items()},
-                pnl_usd=report.pnl_usd,
-                working_orders=report.working_orders,
-            )
-            for name, report in self.reports.items()
-        ]
-        return add_up(reports, self.nodes)
 
 
 def new_freeze_id() -> str:
@@ -485,40 +380,22 @@ class Cluster:
     # -- nodes, reports, acks ------------------------------------------------------------------------------------
 
     def membership(self) -> NodeRoster:
-        """Read who is known, who is live and what each holds: one scan each, nodes last.
+        """Read who is known, who is live and what each holds.
 
-        Nodes are read last so that a node registered while this runs is in the result rather than forgotten.
+        Raises:
+            StoreError: the store did not answer or refuses.
         """
-        reports = self._family("reports", ReportRecord)
-        live = self._family("live", LiveRecord)
-        nodes = self._family("nodes", NodeRecord)
-        return NodeRoster(
-            nodes={name: record for name, (record, _) in nodes.items()},
-            live={name: record for name, (record, _) in live.items()},
-            reports={name: record for name, (record, _) in reports.items() if record is not None},
-            report_versions={name: version for name, (_, version) in reports.items()},
-        )
+        return read_roster(self.store, self.keys)
 
     def acks(self) -> dict[str, AckRecord]:
         """Newest readable ack of each node."""
-        return {name: ack for name, (ack, _) in self._family("acks", AckRecord).items() if ack is not None}
+        acks = read_family(self.store, self.keys, "acks", AckRecord)
+        return {name: ack for name, (ack, _) in acks.items() if ack is not None}
 
     def leader(self) -> LeaderRecord | None:
         """Who leads, ``None`` when nobody holds the key."""
         entry = self.store.read(self.keys.leader)
         return LeaderRecord.from_bytes(entry.value, key=entry.key) if entry else None
-
-    def _family(self, family: str, model: type[R]) -> dict[str, tuple[R | None, int]]:
-        prefix = self.keys.under(family)
-        found: dict[str, tuple[R | None, int]] = {}
-        for entry in self.store.scan(prefix):
-            try:
-                record: R | None = read_of_node(model, entry)
-            except UnreadableRecord as error:
-                log.error("record_unreadable", key=entry.key, error=str(error))
-                record = None
-            found[entry.key.removeprefix(prefix)] = (record, entry.version)
-        return found
 
     # -- history -------------------------------------------------------------------------------------------------
 
@@ -556,19 +433,6 @@ class Cluster:
                     flag_parent=flag.parent,
                 )
         raise Conflict(f"the flag changed during each of {VERIFY_ATTEMPTS} readings of the history; verify again later")
-
-
-def read_of_node(model: type[R], entry: Entry) -> R:
-    """Read a record that stands under its node's name; one that speaks of another node proves nothing of either.
-
-    Raises:
-        UnreadableRecord: it cannot be read, or names another node than its key does.
-    """
-    record = model.from_bytes(entry.value, key=entry.key)
-    named, own = getattr(record, "node", None), entry.key.rpartition("/")[2]
-    if named != own:
-        raise UnreadableRecord(f"key {entry.key} cannot be read (node: it speaks of {named!r}, not of {own!r})")
-    return record
 
 
 class _FencedOff(Conflict):

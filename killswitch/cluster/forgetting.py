@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from killswitch.cluster.cluster import Cluster, Committed, NotInitialised, read_of_node
+from killswitch.cluster.cluster import Cluster, Committed, NotInitialised
 from killswitch.cluster.records import (
     AckRecord,
     HistoryRecord,
@@ -24,6 +24,7 @@ from killswitch.cluster.records import (
     UnreadableRecord,
 )
 from killswitch.cluster.records import json_values as values_of
+from killswitch.cluster.roster import read_of_node
 from killswitch.core.canonical import canonical_json
 from killswitch.core.flag import FORGOTTEN_MAX_BYTES, Change, Flag, FlagError
 from killswitch.core.flag import forget as forget_change

@@ -1,4 +1,4 @@
-"""What goes into the store: one pydantic model per key, JSON with a version field ``v``.
+"""What goes into the store, and under which key: one pydantic model per key, JSON with a version field ``v``.
 
 Reading is strict: an unknown version, an unknown field or a wrong type is :class:`UnreadableRecord`, never an empty
 default. For the flag that means *frozen*, and that it is never overwritten.
@@ -7,6 +7,7 @@ default. For the flag that means *frozen*, and that it is never overwritten.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -30,6 +31,10 @@ from killswitch.core.modes import Mode
 from killswitch.core.scopes import Scope
 
 ModeName = Literal["ACTIVE", "REDUCE_ONLY", "FROZEN"]
+
+
+EPOCH_DIGITS = 12
+"""Epochs in keys are padded with zeros, so that keys sort in the order of time."""
 
 
 class UnreadableRecord(Exception):
@@ -58,6 +63,50 @@ def mode_name(mode: Mode) -> ModeName:
     """Return the name under which a mode is stored."""
     names: dict[Mode, ModeName] = {Mode.ACTIVE: "ACTIVE", Mode.REDUCE_ONLY: "REDUCE_ONLY", Mode.FROZEN: "FROZEN"}
     return names[mode]
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Names of a cluster's keys in the store; each record says which one is its."""
+
+    cluster: str
+
+    @property
+    def root(self) -> str:
+        """Prefix of all of them."""
+        return f"/killswitch/{self.cluster}/"
+
+    @property
+    def flag(self) -> str:
+        """The freeze flag."""
+        return self.root + "flag"
+
+    @property
+    def leader(self) -> str:
+        """The leased leader key."""
+        return self.root + "leader"
+
+    @property
+    def term(self) -> str:
+        """The newest term of any leader."""
+        return self.root + "term"
+
+    @property
+    def view(self) -> str:
+        """What the leader last added up."""
+        return self.root + "view"
+
+    def under(self, family: str, name: str = "") -> str:
+        """A key of a family (``nodes``, ``live``, ``reports``, ``acks``, ...), or its prefix."""
+        return f"{self.root}{family}/{name}"
+
+    def history(self, epoch: int) -> str:
+        """The history entry of an epoch."""
+        return self.under("history", f"{epoch:0{EPOCH_DIGITS}d}")
+
+    def certificate(self, epoch: int) -> str:
+        """The leader's certificate for the freeze of an epoch."""
+        return self.under("certificates", f"{epoch:0{EPOCH_DIGITS}d}")
 
 
 class Record(BaseModel):

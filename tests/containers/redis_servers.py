@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from killswitch.cluster.cluster import Keys
+from killswitch.cluster.records import Keys
 from tests.containers.lab import CLUSTER
 from tests.containers.pods import DidNotTakeHold, Engine, Pod, Process, run_in, took_hold
 from tests.support.waiting import wait_until

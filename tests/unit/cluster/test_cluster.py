@@ -27,11 +27,10 @@ from killswitch.cluster.cluster import (
     Cluster,
     Committed,
     FreezeNotCommitted,
-    Keys,
     NotInitialised,
     new_freeze_id,
 )
-from killswitch.cluster.records import AckRecord, NodeRecord, ReportRecord, UnreadableRecord
+from killswitch.cluster.records import AckRecord, Keys, NodeRecord, ReportRecord, UnreadableRecord
 from killswitch.core.certificate import Certificate, KnownNode, Proof
 from killswitch.core.flag import MAX_FREEZES, Flag, Freeze, StaleEpoch, UnknownFreeze
 from killswitch.core.modes import Mode
