@@ -46,7 +46,7 @@ bench: install ## figures, each beside its baseline in the same run
 	$(BIN)/python -m tests.bench
 
 docs: $(VENV)/.docs ## the documents as a site, in build/site; every link must lead somewhere
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(VENV)/.docs: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'

@@ -340,6 +340,28 @@ def test_the_site_shows_every_public_name(page: str, package: str) -> None:
     assert sorted(shown) == sorted(names)
 
 
+def test_every_document_has_a_place_on_the_site() -> None:
+    """The strict build refuses a page outside the navigation; here it is said before anybody builds.
+
+    A quiet build is none: it hides the warnings from the count that makes it strict.
+    """
+    (build,) = re.findall(r"mkdocs build (.+)", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert build == "--strict"
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    placed = set(re.findall(r"- (\S+\.md)$", navigation, re.MULTILINE))
+    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    assert {page for page in pages if not page.startswith("decisions/0")} - placed == set()
+
+
+def test_the_folder_map_names_every_folder_of_the_product() -> None:
+    (drawn,) = fenced(ROOT / "ARCHITECTURE.md", "text")
+    folders = {
+        path.parent.name for root in ("killswitch", "agents", "coordinator") for path in (ROOT / root).rglob("*.py")
+    }
+    parts = {"demo", "commands"}  # the map says what simulation/ holds in words
+    assert sorted(name for name in folders - parts if f"{name}/" not in drawn) == []
+
+
 def test_hooks_and_hosted_checks_call_what_is_there() -> None:
     """Nothing is downloaded by a hook, and hosted CI runs the script and targets of this repository."""
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
