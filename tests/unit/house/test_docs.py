@@ -362,6 +362,16 @@ def test_the_folder_map_names_every_folder_of_the_product() -> None:
     assert sorted(name for name in folders - parts if f"{name}/" not in drawn) == []
 
 
+def test_the_threads_of_the_agent_have_the_names_that_architecture_tells() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = text.partition("Threads of an agent:\n")[2].partition("The first five")[0]
+    cells = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")][1:]
+    names = {name.removeprefix("one ").split()[0] for cell in cells for name in cell.split(", ")} - {"store's"}
+    assert len(names) > 7
+    sources = "\n".join(path.read_text() for root in ("killswitch", "agents") for path in (ROOT / root).rglob("*.py"))
+    assert {name for name in names if f'"{name}"' not in sources} == set()
+
+
 def test_hooks_and_hosted_checks_call_what_is_there() -> None:
     """Nothing is downloaded by a hook, and hosted CI runs the script and targets of this repository."""
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
