@@ -67,9 +67,9 @@ if TYPE_CHECKING:
         parametric_var_usd,
     )
     from killswitch.risk.figures.value_at_risk_settings import ValueAtRiskSettings
+    from killswitch.risk.limits.limit_check import OrderSimulation
     from killswitch.risk.limits.limit_schedule import LimitSchedule, LimitScheduleSettings
     from killswitch.risk.limits.limits import RiskLimits
-    from killswitch.risk.limits.order_simulation import OrderSimulation
     from killswitch.risk.limits.runtime_monitor import RuntimeRiskMonitor, create_risk_monitor
     from killswitch.risk.limits.warning_ladder import LimitWarning
     from killswitch.risk.node_rule import NodeFinding, NodeHolding, NodeRule, NodeSnapshot
@@ -103,7 +103,7 @@ _MODULES = {
     "process.settings_follower": "LiveLimits SettingsFollower",
     "node_rule": "NodeFinding NodeHolding NodeRule NodeSnapshot",
     "exposure.exposure_unit": "OptionGreeks",
-    "limits.order_simulation": "OrderSimulation",
+    "limits.limit_check": "OrderSimulation",
     "exposure.policy_monitor": "PolicyDecision PolicyMonitor decide_for",
     "exposure.policy_settings": "ExposureSettings RiskRules load_risk_rules",
     "exposure.policy_table": "PolicyDecisionTable PolicyMode PolicyReason Regime Restriction restriction_of",

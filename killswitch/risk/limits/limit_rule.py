@@ -1,25 +1,37 @@
-"""The rule that the limits are, in exact decimals: what an order would bring a position and the total to, at worst."""
+"""The rule that the limits are: what an order would bring a position and the total to, at worst.
+
+In exact decimals, which decide, and in floats, which decide alone where they are far enough from a limit. Mark prices
+come from outside and may be anything; the limits stand in no lock while they are asked for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
 from killswitch.core.reduce_only import stays_within
 from killswitch.risk.exact import EXACT, ZERO, exact
 from killswitch.risk.limits.limit_schedule import EffectiveLimits
-from killswitch.risk.limits.mark_prices import Exposed, MarkPriceSource, mark_price, marked_total
-from killswitch.risk.limits.position_book import Held
-from killswitch.risk.order_inputs import ReadOrder
+from killswitch.risk.limits.working_orders import WorkingOrder
+from killswitch.risk.limits.worst_case_exposure import Exposed, Held, WorstCaseExposure
+from killswitch.risk.order_inputs import ReadOrder, finite_number
 from killswitch.risk.refusal import OrderRefused
 
 DEFAULT_MARK_PRICE_USD = 1.0
+
+MarkPriceSource = Callable[[str], float]
+"""Price of a symbol in USD; called without any lock held."""
 
 FLOAT_MARGIN = 1e-10
 """Floats decide alone only when they are this far inside a limit, as a ratio of it; nearer to it the exact decimals
 decide. A float result is a handful of roundings (1.1e-16 each) away from the exact one, and two more for each order
 since everything was last made exact, which it is after 50,000 at the latest: so this is several times too wide."""
+
+_SURE = 1 - FLOAT_MARGIN
+_WIDER = 1 + FLOAT_MARGIN
+_INFINITY = math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +56,29 @@ class Moment:
     others_usd: Decimal
     own: Exposed | None
     others: Mapping[str, Exposed]
+
+
+def moment_of(book: WorstCaseExposure, order: ReadOrder, own: WorkingOrder | None, *, marked: bool) -> Moment:
+    """What is held and working beside an order. The book's lock is held.
+
+    Args:
+        book: it.
+        order: the order.
+        own: the order as it works already; it does not count against itself.
+        marked: mark prices will be asked for.
+    """
+    book.book()
+    symbol = order.symbol
+    quantity, usd = book.same_side(symbol, order.sign, own)
+    return Moment(
+        held=book.held.get(symbol),
+        known_price=book.known_price(symbol),
+        same_side_quantity=quantity,
+        same_side_usd=usd,
+        others_usd=EXACT.subtract(book.exact_total_usd, book.worst_usd(symbol)),
+        own=book.exposed(symbol) if marked else None,
+        others={other: book.exposed(other) for other in book.symbols() - {symbol}} if marked else {},
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +108,9 @@ def judge(order: ReadOrder, now: Moment, limits: EffectiveLimits, marks: MarkPri
 
     A buy is worth its own price, which is the most that it can cost. A sell is worth its own price, or what the symbol
     is known to be worth when that is more: its price is the least that it may fetch, and a low one says nothing of what
-    is owed once it has filled. The position of the order's own symbol is worth the order's price, as in section A of
-    the seed systems, but never less than is known. Where that nets a position against orders at other prices, the units
-    at the order's price count when that is more.
+    is owed once it has filled. The position of the order's own symbol is worth the order's price, but never less than
+    is known. Where that nets a position against orders at other prices, the units at the order's price count when that
+    is more.
 
     Args:
         order: the order.
@@ -101,12 +136,57 @@ def judge(order: ReadOrder, now: Moment, limits: EffectiveLimits, marks: MarkPri
     symbol_usd = max(netted_usd, EXACT.multiply(units, price), ZERO)
     others_usd, standing_usd = now.others_usd, None
     if marks is not None and not reduces:
-        sure_usd = limits.total_usd * (1 - FLOAT_MARGIN)
+        sure_usd = limits.total_usd * _SURE
         others_usd = marked_total(marks, now.others, beside_usd=symbol_usd, sure_usd=sure_usd)
         standing_usd = now.own.exact_usd(known or 0.0) if now.own is not None else None
     total_usd = EXACT.add(others_usd, symbol_usd)
     refusals = () if reduces else _passed(order.symbol, symbol_usd, total_usd, now, limits)
     return Verdict(price, reduces, standing_usd, symbol_usd, total_usd, refusals)
+
+
+def surely_fits(
+    book: WorstCaseExposure, symbol: str, sign: int, qty: float, price: float, limits: tuple[float, float]
+) -> bool:
+    """Decide the common case in floats: True only when :func:`judge` without marks passes the order too.
+
+    The book's lock is held. Arguments as :func:`~killswitch.risk.order_inputs.plain_sign` has read them.
+    """
+    total_usd = book.total_usd
+    held = book.held.get(symbol)
+    work = book.working.by_symbol.get(symbol)
+    signed = own_usd = position_usd = 0.0
+    if held is not None:
+        signed, own_usd = held.quantity * sign, held.notional
+        if price < held.price:
+            if sign < 0:  # the price of a sell is the least that it may fetch
+                price = held.price
+            else:
+                position_usd = own_usd - signed * price  # what is held is not worth less for a low bid
+    elif sign < 0:
+        known = book.marks.get(symbol)
+        if known is not None and known > price:
+            price = known
+    if work is None:
+        if signed < 0.0:
+            # Rounding is monotone: strictly less as floats is strictly less as decimals. An order that closes or
+            # crosses goes the exact way.
+            return qty < -signed
+        after_usd = (signed + qty) * price + position_usd
+    else:
+        sums = work.buys if sign > 0 else work.sells
+        if signed < 0.0:
+            return (qty + sums.quantity) * _WIDER < -signed
+        after_usd = (signed + qty) * price + position_usd + sums.usd
+        by_units_usd = (signed + qty + sums.quantity) * price
+        after_usd = max(after_usd, by_units_usd)
+        own_usd += work.extra
+    symbol_limit, total_limit = limits
+    return (
+        after_usd <= symbol_limit * _SURE
+        and total_usd - own_usd + after_usd <= total_limit * _SURE
+        # Beyond the limit the difference above may have lost more than the margin.
+        and total_usd <= total_limit
+    )
 
 
 def worth_usd(sign: int, price: float | None, known: float | None) -> float:
@@ -151,3 +231,49 @@ def _working(sentence: str, now: Moment) -> str:
     if now.same_side_usd == 0:
         return sentence
     return f"{sentence}; {now.same_side_usd:.2f} USD of it are orders that work on the same side"
+
+
+class MarkFault(Exception):
+    """The mark price of a symbol is not usable; the message says what came instead."""
+
+
+def mark_price(source: MarkPriceSource, symbol: str) -> float:
+    """Ask the mark price source.
+
+    Raises:
+        MarkFault: it raised, or answered anything but a finite positive number.
+    """
+    try:
+        answer = source(symbol)
+        price = answer if answer.__class__ is float and 0.0 < answer < _INFINITY else finite_number(answer)
+    except Exception as error:  # whatever a price source raises, the price is unknown
+        raise MarkFault(f"the mark price of {symbol} is unknown: its source raised {error!r}") from error
+    if price is None or price <= 0.0:
+        raise MarkFault(f"the mark price of {symbol} is not a finite number above 0")
+    return price
+
+
+def marked_total(
+    source: MarkPriceSource, others: Mapping[str, Exposed], *, beside_usd: Decimal, sure_usd: float
+) -> Decimal:
+    """Sum of worst cases at mark prices: in floats where that decides, else in exact decimals.
+
+    Args:
+        source: of the mark prices; asked for the symbols that are held or that orders sell, and for no other.
+        others: what is held and working, by symbol.
+        beside_usd: what the sum will be added to.
+        sure_usd: up to this, floats decide.
+
+    Raises:
+        MarkFault: as :func:`mark_price`.
+    """
+    marked = [
+        (one, mark_price(source, symbol) if one.held or one.sells_quantity else 0.0) for symbol, one in others.items()
+    ]
+    rough_usd = math.fsum(one.rough_usd(mark) for one, mark in marked)
+    if rough_usd + float(beside_usd) <= sure_usd:
+        return Decimal(rough_usd)
+    total = ZERO
+    for one, mark in marked:
+        total = EXACT.add(total, one.exact_usd(mark))
+    return total

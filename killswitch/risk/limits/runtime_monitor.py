@@ -9,33 +9,40 @@ cluster out of a freeze here. Cancels never come this way (A CANCEL ALWAYS PASSE
 from __future__ import annotations
 
 import math
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from killswitch.clock import WallClock, wall_now
-from killswitch.risk.events import FreezeEvent
+from killswitch.clock import NowNs, WallClock, now_ns, wall_now
+from killswitch.risk.events import FREEZE_TRIGGERS, MONITOR_ERROR, FreezeEvent, FreezeTrigger
 from killswitch.risk.exact import exact
-from killswitch.risk.limits.limit_rule import DEFAULT_MARK_PRICE_USD
-from killswitch.risk.limits.limit_schedule import LimitSchedule
-from killswitch.risk.limits.limits import RiskLimits
-from killswitch.risk.limits.position_book import Positions
-from killswitch.risk.limits.reservations import Reservations
+from killswitch.risk.limits.limit_check import LimitCheck, OrderSimulation, WorkingOrderRule
+from killswitch.risk.limits.limit_rule import DEFAULT_MARK_PRICE_USD, MarkFault, mark_price
+from killswitch.risk.limits.limit_schedule import EffectiveLimits, LimitSchedule, LimitScheduleSettings, MinuteOfDay
+from killswitch.risk.limits.limits import LimitsInForce, RiskLimits
+from killswitch.risk.limits.process_freeze import OrderCanceller, ProcessFreeze
 from killswitch.risk.limits.saved_state import SavedState
-from killswitch.risk.limits.warning_ladder import LimitWarning
+from killswitch.risk.limits.warning_ladder import LimitWarning, LimitWarnings
 from killswitch.risk.limits.working_orders import MAX_WORKING_ORDERS, WorkingOrders
+from killswitch.risk.limits.worst_case_exposure import Held, Positions, WorstCaseExposure
 from killswitch.risk.order_inputs import finite_number, in_range, is_name, side_sign, text_or_none
+from killswitch.risk.refusal import OrderRefused
 from killswitch.safe_log import say
+from killswitch.settings.settings_diff import say_changed
 
 BAD_FILLS_KEPT = 1_000
 
 
-class RuntimeRiskMonitor(Reservations):
+class RuntimeRiskMonitor:
     """Limits per symbol and in total, an edge threshold, and a freeze that only a person lifts. Thread-safe.
 
-    Rules (section A of the seed systems):
+    It owns the lock, and stands on a freeze of this process, the worst case of what is held and works, the limits in
+    force, the check of orders against them, and the warnings on the way to a limit.
+
+    Rules:
 
     * The *resulting* notional of a symbol is ``abs(position after the order) * price``; the total is that plus the
       notional of every other symbol. Both limits are inclusive: equal passes. A breach refuses that one order.
@@ -78,7 +85,6 @@ class RuntimeRiskMonitor(Reservations):
         ValueError: a limit is not a finite number, or one of the two notional limits is not positive.
 
     Attributes:
-        limits: the limits that orders are held against.
         blocks_total: orders refused, ever.
     """
 
@@ -97,24 +103,50 @@ class RuntimeRiskMonitor(Reservations):
         max_working_orders: int = MAX_WORKING_ORDERS,
         price_required: bool = False,
     ) -> None:
-        super().__init__(
-            RiskLimits(
-                max_inventory_usd=max_inventory_usd_per_symbol,
-                max_total_notional=max_total_notional_usd,
-                edge_freeze_threshold_bps=edge_freeze_threshold_bps,
-            ),
-            marks=get_mark_price,
-            wall_clock=wall_clock,
-            on_freeze=on_freeze,
-            registry=registry,
-            schedule=schedule,
+        limits = RiskLimits(
+            max_inventory_usd=max_inventory_usd_per_symbol,
+            max_total_notional=max_total_notional_usd,
+            edge_freeze_threshold_bps=edge_freeze_threshold_bps,
+        )
+        self.blocks_total = 0
+        self._bad_fills: deque[dict[str, Any]] = deque(maxlen=BAD_FILLS_KEPT)
+        self._marks = get_mark_price
+        self._lock = lock = threading.Lock()
+        self._book = book = WorstCaseExposure(max_working_orders)
+        self._limits = LimitsInForce(limits, schedule)
+        self._freeze = ProcessFreeze(lock=lock, wall_clock=wall_clock, on_freeze=on_freeze, registry=registry)
+        self._warnings = LimitWarnings(
+            book,
+            self._limits,
+            lock=lock,
+            marked=get_mark_price is not None,
             on_warning=on_warning,
-            max_working_orders=max_working_orders,
+            registry=registry,
+        )
+        self._check = LimitCheck(
+            book,
+            self._limits,
+            self._freeze,
+            self._warnings,
+            lock=lock,
+            marks=get_mark_price,
             price_required=price_required,
         )
-        self._bad_fills: deque[dict[str, Any]] = deque(maxlen=BAD_FILLS_KEPT)
 
     # ---- what is configured
+
+    @property
+    def limits(self) -> RiskLimits:
+        """The limits that orders are held against."""
+        return self._limits.fixed
+
+    @property
+    def schedule(self) -> LimitSchedule | None:
+        """Limits by symbol, time of day and volatility; ``None`` when there are none.
+
+        It stays the same object when its settings change.
+        """
+        return self._limits.schedule
 
     @property
     def max_inventory_usd_per_symbol(self) -> float:
@@ -134,6 +166,378 @@ class RuntimeRiskMonitor(Reservations):
     def get_mark_price(self, symbol: str) -> float:
         """Return what the mark price source says of a symbol, unchecked; 1.0 without a source."""
         return DEFAULT_MARK_PRICE_USD if self._marks is None else self._marks(symbol)
+
+    # ---- the edge
+
+    def on_edge_update(self, symbol: str, net_bps: float) -> bool:
+        """Freeze when the expected net edge of a symbol is strictly below the threshold, or is not finite.
+
+        Returns:
+            True when this call froze.
+        """
+        return self._freeze.for_edge(net_bps, symbol, self.limits.edge_freeze_threshold_bps)[1] is not None
+
+    def auto_freeze_on_edge_drop(self, current_edge_bps: float, order_router: OrderCanceller) -> bool:
+        """As :meth:`on_edge_update` for the whole book, and cancel everything working through the router.
+
+        On an existing freeze it cancels only if no earlier call for that freeze has cancelled everything.
+
+        Returns:
+            True when this call froze.
+        """
+        bad, event = self._freeze.for_edge(current_edge_bps, None, self.limits.edge_freeze_threshold_bps)
+        if bad:
+            self._freeze.cancel_working(self._freeze.last_reason or "frozen", order_router, again=False)
+        return event is not None
+
+    # ---- freeze and release
+
+    def freeze(
+        self,
+        reason: str,
+        symbol: str | None = None,
+        *,
+        trigger: FreezeTrigger = "manual",
+        metadata: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Freeze this process. On top of a freeze only the newest cause is noted; nothing counts again.
+
+        Returns:
+            True when this call froze.
+
+        Raises:
+            ValueError: the trigger does not exist. The monitor is frozen all the same.
+        """
+        known = trigger in FREEZE_TRIGGERS
+        event = self._freeze.freeze(reason, symbol, trigger if known else "manual", metadata or {})
+        if not known:
+            raise ValueError(f"{trigger!r} is not a trigger; frozen as 'manual'")
+        return event is not None
+
+    def manual_freeze(self, reason: str, order_router: OrderCanceller) -> bool:
+        """Freeze and cancel everything working through the router; on top of a freeze it cancels again.
+
+        Returns:
+            True when this call froze.
+        """
+        event = self._freeze.freeze(reason, None, "manual", {})
+        self._freeze.cancel_working(reason, order_router, again=True)
+        return event is not None
+
+    def unfreeze(self, reason: str) -> bool:
+        """Let orders pass again in this process. A freeze of the cluster is not touched.
+
+        Returns:
+            True when it was frozen.
+
+        Raises:
+            ValueError: no reason is given; it stays frozen.
+        """
+        if not reason or not reason.strip():
+            raise ValueError("a release needs a reason; the monitor stays frozen")
+        was_frozen = self._freeze.lift()
+        say("warning", "risk monitor released", reason=reason, was_frozen=was_frozen)
+        return was_frozen
+
+    # ---- what is known of the freeze
+
+    @property
+    def freezes_total(self) -> int:
+        """Freezes, ever; a freeze on top of a freeze does not count."""
+        return self._freeze.count
+
+    @property
+    def last_freeze_reason(self) -> str | None:
+        """Newest cause, also of a freeze on top of a freeze; ``None`` before the first."""
+        return self._freeze.last_reason
+
+    @property
+    def last_freeze_symbol(self) -> str | None:
+        """Symbol of the newest cause, ``None`` when it has none."""
+        return self._freeze.last_symbol
+
+    def is_frozen(self) -> bool:
+        """True while no order passes."""
+        return self._freeze.in_force
+
+    def get_freeze_events(self) -> list[FreezeEvent]:
+        """The newest freezes (``process_freeze.FREEZE_EVENTS_KEPT``), oldest first, with how their cancelling went."""
+        with self._lock:
+            return list(self._freeze.events)
+
+    # ---- limits that change
+
+    def set_limits(self, limits: RiskLimits) -> None:
+        """Hold orders against other limits from now on. Positions and orders that work already stay.
+
+        Below what is held, orders that grow are refused and orders that reduce pass. The warning ladder looks again.
+        """
+        with self._lock:
+            before = self._limits.fixed
+            self._limits.set_limits(limits)
+        say_changed("risk limits changed", before, limits)
+        self._look_again()
+
+    def set_schedule(
+        self,
+        settings: LimitScheduleSettings | None,
+        *,
+        session_clock: MinuteOfDay | None = None,
+        clock: NowNs = now_ns,
+    ) -> None:
+        """Tighten the limits by another schedule from now on; ``None``: by none. What works already stays.
+
+        Volatilities that are known are held against the new steps. A schedule that is switched off goes on taking
+        volatilities in, and knows them when it is switched on again. The warning ladder looks again.
+
+        Where both change, tell first what tightens: between two calls the old of one holds with the new of the other;
+        or call :meth:`set_limits_and_schedule`, which knows no in between.
+
+        Args:
+            settings: how the limits tighten.
+            session_clock: the time of day; the one that is known already when ``None``.
+            clock: nanoseconds, for the first schedule of a monitor that was made without one.
+
+        Raises:
+            ValueError: there are sessions and no session clock. Nothing has changed.
+        """
+        with self._lock:
+            before = self._limits.set_schedule(settings, session_clock, clock)
+        say_changed("limit schedule changed", before, settings)
+        self._look_again()
+
+    def set_limits_and_schedule(
+        self,
+        limits: RiskLimits,
+        settings: LimitScheduleSettings | None,
+        *,
+        session_clock: MinuteOfDay | None = None,
+        clock: NowNs = now_ns,
+    ) -> None:
+        """Change both in one step; arguments and errors as :meth:`set_limits` and :meth:`set_schedule` have them."""
+        with self._lock:
+            before = self._limits.fixed
+            schedule_before = self._limits.set_schedule(settings, session_clock, clock)
+            self._limits.set_limits(limits)
+        say_changed("risk limits changed", before, limits)
+        say_changed("limit schedule changed", schedule_before, settings)
+        self._look_again()
+
+    def _look_again(self) -> None:
+        """Hold every figure against the warning ladder of limits that have changed. No lock is held."""
+        self._warnings.look_again(self._marks_of_held()[1])
+
+    def limit_working_orders(self, rule: WorkingOrderRule | None) -> None:
+        """Ask this rule, with the lock held, about every order; ``None`` asks none."""
+        with self._lock:
+            self._check.working_order_rule = rule
+
+    def limits_of(self, symbol: str) -> EffectiveLimits:
+        """The limits of a symbol as they are now: by symbol, time of day and volatility."""
+        return self._limits.of(symbol)
+
+    # ---- prices
+
+    def on_mark(self, symbol: str, price: float) -> None:
+        """Value a symbol at this price from now on: what is held of it, what works in it, orders without a price.
+
+        Call it whenever the market moves, from any thread; a price that says nothing new costs little. It freezes
+        nothing and never raises: what is no finite number above 0 (1e-18 to 1e15), or of no symbol, is no knowledge,
+        and the last good price goes on counting. Whether a price is too old is for the health of the prices to say.
+        A monitor with ``get_mark_price`` asks that instead, and takes nothing in here.
+
+        Args:
+            symbol: name of the instrument.
+            price: USD.
+        """
+        worth = finite_number(price)
+        if self._marks is not None or worth is None or not in_range(worth) or not is_name(symbol):
+            return
+        self._take_mark(symbol, worth)
+
+    def _take_mark(self, symbol: str, price: float) -> None:
+        book = self._book
+        with self._lock:
+            held = book.held.get(symbol)
+            if book.marks.get(symbol) == price and (held is None or held.price == price):
+                return
+            warnings = self._warnings.look(symbol, self._limits.quick(symbol)) if book.mark(symbol, price) else ()
+        self._warnings.tell(warnings)
+
+    def knows_price(self, symbol: str) -> bool:
+        """Tell whether anything is known of what a unit of a symbol is worth.
+
+        True with ``get_mark_price``, after a good :meth:`on_mark`, and while the symbol is held, which was bought or
+        sold at a price. The 1.0 USD that stands for an unknown price is not knowledge.
+        """
+        return self._marks is not None or (is_name(symbol) and self._book.known_price(symbol) is not None)
+
+    def known_price(self, symbol: str) -> float | None:
+        """What a unit of a symbol is known to be worth in USD, ``None`` when it is not; no source is asked for it.
+
+        The newest :meth:`on_mark`, or a fill since then that was higher; else the last fill while the symbol is held.
+        """
+        return self._book.known_price(symbol) if self._marks is None else None
+
+    # ---- before an order
+
+    def check_before_order(self, symbol: str, side: str, qty: float, price: float | None = None) -> bool:
+        """Tell whether an order may be sent; every False counts in ``blocks_total``. Never raises.
+
+        Nothing is reserved: of two orders that are checked before either fills, each is judged alone.
+
+        Args:
+            symbol: name of the instrument.
+            side: ``buy`` or ``sell``, in lower, upper or title case.
+            qty: quantity, greater than 0.
+            price: USD, greater than 0; the mark price when ``None``.
+        """
+        refusal, verdict = self._check.explain(symbol, side, qty, price)
+        if verdict is not None:
+            self._warnings.tell(self._warnings.look_at_verdict(symbol, verdict, counted=False))
+        return refusal is None or self._count_refusal(refusal) is None
+
+    def explain_order(self, symbol: str, side: str, qty: float, price: float | None = None) -> OrderRefused | None:
+        """Return why an order would be refused, ``None`` when it would pass. Counts nothing and freezes nothing.
+
+        The mark price source is asked as for a real order. Arguments as for :meth:`check_before_order`.
+        """
+        return self._check.explain(symbol, side, qty, price)[0]
+
+    def simulate_order(self, symbol: str, side: str, qty: float, price: float | None = None) -> OrderSimulation:
+        """Work out everything that would happen to an order, without any side effect.
+
+        All that would refuse it is told, not only the first; with the figures that it would lead to. The mark price
+        source is asked as for a real order. Arguments as for :meth:`check_before_order`.
+        """
+        return self._check.simulate(symbol, side, qty, price)
+
+    def would_reduce(self, symbol: str, side: str, qty: float, *, client_order_id: str | None = None) -> bool:
+        """Tell whether an order can only reduce, whatever else fills: the rule of reduce-only.
+
+        Every reserved order counts until it is released, so also one whose cancel is on its way. What cannot be judged
+        does not reduce.
+
+        Args:
+            symbol: name of the instrument.
+            side: as for :meth:`check_before_order`.
+            qty: quantity, greater than 0.
+            client_order_id: the order's own id, when it is reserved already: it does not count against itself.
+        """
+        return self._check.would_reduce(symbol, side, qty, client_order_id)
+
+    def surely_passes(self, symbol: str, sign: int, qty: float, price: float) -> bool:
+        """Decide the common case quickly: True only when :meth:`explain_order` would return ``None``.
+
+        Args:
+            symbol, qty, price: of an order that :func:`~killswitch.risk.order_inputs.plain_sign` has read.
+            sign: what it returned, not 0.
+        """
+        return self._check.surely_passes(symbol, sign, qty, price)
+
+    def _count_refusal(self, refusal: OrderRefused) -> OrderRefused:
+        with self._lock:
+            self.blocks_total += 1
+        if refusal.kind == MONITOR_ERROR:
+            self._freeze.for_monitor_error(refusal.sentence, text_or_none(refusal.symbol), {})
+        return refusal
+
+    # ---- working orders
+
+    def reserve(
+        self, client_order_id: str, symbol: str, side: str, qty: float, price: float | None = None
+    ) -> OrderRefused | None:
+        """Hold an order against the limits and count it from now on until it is over, in one step.
+
+        Call it just before the order is sent, and :meth:`release` when it is over or was not sent after all. Fills
+        that come with the order's id are taken out of the reservation as they reach the position. A cancel that is
+        asked for changes nothing here: the order counts until the venue has confirmed it.
+
+        Args:
+            client_order_id: the order's own id, not one that is reserved already.
+            symbol, side, qty, price: as for :meth:`check_before_order`; without a price the order counts at the price
+                that it was judged at.
+
+        Returns:
+            ``None`` when it may be sent and is reserved; else why not. Every refusal counts in ``blocks_total``.
+        """
+        refusal, warnings = self._check.reserve(client_order_id, symbol, side, qty, price)
+        if warnings:
+            self._warnings.tell(warnings)
+        return None if refusal is None else self._count_refusal(refusal)
+
+    def amend(self, client_order_id: str, qty: float, price: float | None = None) -> OrderRefused | None:
+        """Hold an amendment of a working order against the limits, and count the larger of before and after.
+
+        Call it just before the amendment is sent, and :meth:`settle_amend` when the venue has answered. An amendment
+        after which no more can fill than before passes every limit. It does not pass a freeze: cancel instead.
+
+        Args:
+            client_order_id: the order's id.
+            qty: the whole quantity that it is to have, filled parts included.
+            price: USD; as before when ``None``.
+
+        Returns:
+            ``None`` when it may be sent; else why not. Every refusal counts in ``blocks_total``.
+        """
+        refusal, warnings = self._check.amend(client_order_id, qty, price)
+        self._warnings.tell(warnings)
+        return None if refusal is None else self._count_refusal(refusal)
+
+    def settle_amend(self, client_order_id: str, *, accepted: bool) -> bool:
+        """Take in the venue's answer to an amendment: from now on the order counts as it is.
+
+        Returns:
+            False when no such order works.
+        """
+        with self._lock:
+            order = self._book.settle(client_order_id, accepted=accepted)
+            warnings = self._warnings.look(order.symbol, self._limits.quick(order.symbol)) if order is not None else ()
+        self._warnings.tell(warnings)
+        return order is not None
+
+    def release(self, client_order_id: str) -> bool:
+        """Stop counting an order: the venue can fill nothing of it any more, or it was never sent.
+
+        Returns:
+            False when no such order works; an order that has filled wholly is released by its last fill.
+        """
+        with self._lock:
+            order = self._book.release(client_order_id)
+            if order is not None and self._warnings.ladder.is_warned:
+                self._warnings.look(order.symbol, self._limits.quick(order.symbol))  # the way down, which tells nothing
+        return order is not None
+
+    def reserved(self, client_order_id: str) -> tuple[str, str, float] | None:
+        """Symbol, side and price of a reserved order, ``None`` when no such order works."""
+        with self._lock:
+            self._book.book()
+            order = self._book.working.orders.get(client_order_id) if is_name(client_order_id) else None
+            return None if order is None else (order.symbol, "buy" if order.sign > 0 else "sell", float(order.price))
+
+    def reserved_quantity(self, client_order_id: str) -> float | None:
+        """The whole quantity that a reserved order has, filled parts included; ``None`` when no such order works."""
+        with self._lock:
+            self._book.book()
+            order = self._book.working.orders.get(client_order_id) if is_name(client_order_id) else None
+            return None if order is None else float(order.quantity)
+
+    def note_strategy(self, client_order_id: str, strategy: str) -> None:
+        """Keep with a reservation which strategy the order is of; ``""`` for none. Waits for nothing."""
+        order = self._book.working.orders.get(client_order_id)
+        if order is not None:
+            order.strategy = strategy
+
+    def strategy_of(self, client_order_id: str) -> str | None:
+        """What :meth:`note_strategy` has noted of an order that works, else ``None``. Waits for nothing."""
+        order = self._book.working.orders.get(client_order_id)
+        return None if order is None else order.strategy
+
+    def working_orders(self, symbol: str | None = None) -> int:
+        """How many orders are reserved, in one symbol or in all."""
+        with self._lock:
+            working = self._book.working
+            return len(working.orders) if symbol is None else working.orders_of(symbol)
 
     # ---- after a fill
 
@@ -180,20 +584,20 @@ class RuntimeRiskMonitor(Reservations):
         change = exact(qty) if sign > 0 else exact(qty).copy_negate()
         with self._lock:
             added = self._book.fill(symbol, change, paid, text_or_none(client_order_id))
-            warnings = self._look_at_fill(symbol, self._quick_limits(symbol)) if added else ()
+            warnings = self._warnings.look_at_fill(symbol) if added else ()
         if warnings:
-            self._warn(warnings)
+            self._warnings.tell(warnings)
         if not added:
             self._distrust("fill", symbol, side, qty, price)
 
     def _distrust(self, what: str, symbol: object, side: object, qty: object, price: object) -> None:
         """Freeze because a position is no longer known, and keep what came."""
         as_it_came = {"symbol": str(symbol), "side": str(side), "qty": str(qty), "price": str(price)}
-        at = self._local_freeze.time()
+        at = self._freeze.time()
         with self._lock:
             self._bad_fills.append({"at": at, **as_it_came})
         reason = f"a {what} of {symbol} cannot be trusted: side {side}, quantity {qty}, price {price}"
-        self._freeze_for_monitor_error(reason, text_or_none(symbol), as_it_came)
+        self._freeze.for_monitor_error(reason, text_or_none(symbol), as_it_came)
 
     def reset(self) -> None:
         """Forget the freeze, its cause and all positions. Counters, events and reservations stay.
@@ -201,19 +605,19 @@ class RuntimeRiskMonitor(Reservations):
         An order that works at the venue goes on working there, so it goes on counting until it is released.
         """
         with self._lock:
-            self._local_freeze.forget()
+            self._freeze.forget()
             self._book.clear_positions()
         say("warning", "risk monitor reset")
 
     def get_position(self, symbol: str) -> float:
         """Signed quantity held of one symbol, 0.0 when flat."""
-        held = self._book.positions.held.get(symbol)
+        held = self._book.held.get(symbol)
         return held.quantity if held else 0.0
 
     def get_positions(self) -> Positions:
         """Signed quantity of every symbol that is not flat, as a copy that reads 0.0 for any other symbol."""
         with self._lock:
-            return Positions((symbol, held.quantity) for symbol, held in self._book.positions.held.items())
+            return Positions((symbol, held.quantity) for symbol, held in self._book.held.items())
 
     def get_total_notional(self) -> float:
         """Sum over symbols of ``abs(position) * price`` in USD.
@@ -243,7 +647,7 @@ class RuntimeRiskMonitor(Reservations):
         limits = self.limits  # of one moment: they may change meanwhile
         notionals_usd, prices = self._notionals()
         if self._marks is not None:
-            self._look_at_prices(prices)
+            self._warnings.look_again(prices)
         used = {
             symbol: 100.0 * notional_usd / limits.max_inventory_usd for symbol, notional_usd in notionals_usd.items()
         }
@@ -261,14 +665,29 @@ class RuntimeRiskMonitor(Reservations):
 
     def _notionals(self) -> tuple[dict[str, float], dict[str, float]]:
         """Notional per held symbol in USD, and the mark of each that its source has told."""
-        with self._lock:
-            held = dict(self._book.positions.held)
-        prices = {} if self._marks is None else self._marks_of(self._marks, held)
+        held, prices = self._marks_of_held()
         notionals = {
             symbol: abs(position.quantity) * prices[symbol] if symbol in prices else position.notional
             for symbol, position in held.items()
         }
         return notionals, prices
+
+    def _marks_of_held(self) -> tuple[dict[str, Held], dict[str, float]]:
+        """What is held, and the mark of each that its source has told; one that is not usable freezes.
+
+        No lock is held.
+        """
+        with self._lock:
+            held = dict(self._book.held)
+        prices: dict[str, float] = {}
+        if self._marks is None:
+            return held, prices
+        for symbol in held:
+            try:
+                prices[symbol] = mark_price(self._marks, symbol)
+            except MarkFault as fault:
+                self._freeze.for_monitor_error(str(fault), symbol, {})
+        return held, prices
 
     # ---- over a restart
 
@@ -282,8 +701,8 @@ class RuntimeRiskMonitor(Reservations):
                 freezes_total=self.freezes_total,
                 last_freeze_reason=self.last_freeze_reason,
                 last_freeze_symbol=self.last_freeze_symbol,
-                positions={name: (held.exact_quantity, held.price) for name, held in self._book.positions.held.items()},
-                freeze_events=list(self._local_freeze.events),
+                positions={name: (held.exact_quantity, held.price) for name, held in self._book.held.items()},
+                freeze_events=list(self._freeze.events),
                 bad_fills=list(self._bad_fills),
                 working_orders=self._book.working.to_json(),
             )
@@ -302,10 +721,10 @@ class RuntimeRiskMonitor(Reservations):
             saved = SavedState.from_json(data)
             working = WorkingOrders.from_json(saved.working_orders, self._book.working.max_orders)
         except Exception as error:
-            self._freeze_for_monitor_error(f"the saved state of the monitor cannot be read: {error!r}", None, {})
+            self._freeze.for_monitor_error(f"the saved state of the monitor cannot be read: {error!r}", None, {})
             raise ValueError(f"the saved state of the monitor cannot be read, so it is frozen: {error!r}") from error
         with self._lock:
-            self._local_freeze.take_over(
+            self._freeze.take_over(
                 frozen=saved.frozen,
                 count=saved.freezes_total,
                 last_reason=saved.last_freeze_reason,

@@ -10,14 +10,62 @@ however many symbols are held and however many orders work.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from decimal import Decimal
+from typing import NamedTuple
 
 from killswitch.risk.exact import EXACT, ZERO, exact
-from killswitch.risk.limits.position_book import MAX_SYMBOLS, PositionBook
 from killswitch.risk.limits.working_orders import MAX_UNBOOKED, SymbolWork, WorkingOrder, WorkingOrders
+from killswitch.risk.order_inputs import LARGEST_NUMBER
+
+MAX_SYMBOLS = 100_000
+"""Most symbols that are held at once. A fill of one more cannot be added, and so freezes."""
 
 MAX_QUICK_EVENTS = 50_000
 """After so many new orders everything is made exact, whatever else happens, so that roundings cannot add up."""
+
+
+class Positions(dict[str, float]):
+    """Signed quantity per symbol; a symbol that is not held reads as 0.0 and is not among the keys."""
+
+    def __missing__(self, symbol: str) -> float:
+        return 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A position that is not flat, exact, with the floats that the fast path compares."""
+
+    exact_quantity: Decimal
+    exact_notional: Decimal
+    price: float
+    quantity: float
+    notional: float
+
+
+class Exposed(NamedTuple):
+    """What is held of one symbol and works in it, at one moment. USD of working orders are what each counts at.
+
+    A sell fills at its price or at a better one, so what is sold is worth the mark where that is more.
+    """
+
+    held: Held | None
+    buys_usd: Decimal
+    sells_usd: Decimal
+    sells_quantity: Decimal
+
+    def rough_usd(self, mark: float) -> float:
+        """The worst case at this mark price, in floats."""
+        signed = self.held.quantity * mark if self.held else 0.0
+        sells_usd = max(float(self.sells_usd), float(self.sells_quantity) * mark)
+        return max(signed + float(self.buys_usd), sells_usd - signed)
+
+    def exact_usd(self, mark: float) -> Decimal:
+        """The worst case at this mark price."""
+        value = exact(mark)
+        signed = EXACT.multiply(self.held.exact_quantity, value) if self.held else ZERO
+        sells_usd = max(self.sells_usd, EXACT.multiply(self.sells_quantity, value))
+        return max(EXACT.add(signed, self.buys_usd), EXACT.subtract(sells_usd, signed))
 
 
 class WorstCaseExposure:
@@ -26,8 +74,8 @@ class WorstCaseExposure:
     Everything exact wants :meth:`book` first; the floats hold at every moment, to within a rounding.
 
     Attributes:
-        positions: what is held, each at the price known of it: the newest mark, or a fill since then if it was higher;
-            the last fill where nobody tells marks.
+        held: positions by symbol, each at the price known of it: the newest mark, or a fill since then if it was
+            higher; the last fill where nobody tells marks. One that is flat is not among them.
         working: what may still fill.
         marks: the newest mark of every symbol that one was told of, in USD.
         exact_total_usd: sum over symbols of the worst case.
@@ -37,20 +85,21 @@ class WorstCaseExposure:
     __slots__ = (
         "_ahead",
         "_extra_usd",
+        "_held_usd",
         "_quick_events",
         "exact_total_usd",
+        "held",
         "marks",
-        "positions",
         "total_usd",
         "working",
     )
 
     def __init__(self, max_working_orders: int) -> None:
         """Start flat, with nothing working."""
-        self.positions = PositionBook()
+        self.held: dict[str, Held] = {}
         self.working = WorkingOrders(max_working_orders)
         self.marks: dict[str, float] = {}
-        self._extra_usd = ZERO
+        self._held_usd = self._extra_usd = ZERO
         self._quick_events = 0
         self._ahead = 0.0  # how far the float of the total is ahead of the exact one, which does not know some orders
         self.exact_total_usd = ZERO
@@ -87,7 +136,7 @@ class WorstCaseExposure:
 
     def _adjust(self, symbol: str, work: SymbolWork) -> None:
         """Bring the floats of a symbol and of the total to what its sums of floats are now."""
-        held = self.positions.held.get(symbol)
+        held = self.held.get(symbol)
         buys_usd, sells_usd = work.buys.usd, work.sells.usd
         if sells_usd:
             known = held.price if held is not None else self.marks.get(symbol, 0.0)
@@ -119,12 +168,18 @@ class WorstCaseExposure:
         """Add a fill and take it out of its order's reservation, in one step.
 
         Returns:
-            False, and nothing has changed, when the position is more than can be held.
+            False, and nothing has changed, when the position or the number of symbols is more than can be held.
         """
         self.book()
         # A fill far below the market says nothing of what the rest is worth; one above the mark may know it first.
-        if not self.positions.add(symbol, change, max(price, self.marks.get(symbol, 0.0))):
+        price = max(price, self.marks.get(symbol, 0.0))
+        held = self.held.get(symbol)
+        if held is None and len(self.held) >= MAX_SYMBOLS:
             return False
+        quantity = EXACT.add(held.exact_quantity, change) if held else change
+        if abs(float(quantity)) > LARGEST_NUMBER:
+            return False
+        self._hold(symbol, quantity, price)
         if client_order_id is not None:
             order = self.working.fill(client_order_id, change.copy_abs())
             # A fill that is told in another symbol than was ordered still uses its order up.
@@ -142,18 +197,18 @@ class WorstCaseExposure:
         if symbol not in self.marks and len(self.marks) >= MAX_SYMBOLS:
             return False
         self.marks[symbol] = price
-        held = self.positions.held.get(symbol)
+        held = self.held.get(symbol)
         if held is None and symbol not in self.working.by_symbol:
             return False
         self.book()
         if held is not None:
-            self.positions.replace(symbol, held.exact_quantity, price)
+            self._hold(symbol, held.exact_quantity, price)
         self._refresh(symbol)
         return True
 
     def known_price(self, symbol: str) -> float | None:
         """What a unit is known to be worth in USD: as it is held, else by its mark; ``None`` when it is not known."""
-        held = self.positions.held.get(symbol)
+        held = self.held.get(symbol)
         return held.price if held is not None else self.marks.get(symbol)
 
     def amend(self, client_order_id: str, quantity: Decimal, price: Decimal, at_least: Decimal) -> None:
@@ -178,8 +233,18 @@ class WorstCaseExposure:
     def replace_position(self, symbol: str, quantity: Decimal, price: float) -> None:
         """Set one position, as a saved state says it."""
         self.book()
-        self.positions.replace(symbol, quantity, price)
+        self._hold(symbol, quantity, price)
         self._refresh(symbol)
+
+    def _hold(self, symbol: str, quantity: Decimal, price: float) -> None:
+        """Replace one position and keep the sum of them exact."""
+        before = self.held.pop(symbol, None) if quantity == 0 else self.held.get(symbol)
+        total_usd = EXACT.subtract(self._held_usd, before.exact_notional) if before else self._held_usd
+        if quantity != 0:
+            notional = EXACT.multiply(quantity.copy_abs(), exact(price))
+            total_usd = EXACT.add(total_usd, notional)
+            self.held[symbol] = Held(quantity, notional, price, float(quantity), float(notional))
+        self._held_usd = total_usd if self.held else ZERO
 
     def replace_working(self, working: WorkingOrders) -> None:
         """Take over all reservations of a saved state."""
@@ -195,14 +260,39 @@ class WorstCaseExposure:
     def clear_positions(self) -> None:
         """Forget every position; what works still counts."""
         self.book()
-        self.positions.clear()
+        self.held.clear()
+        self._held_usd = ZERO
         self.replace_working(self.working)
 
     def worst_usd(self, symbol: str) -> Decimal:
         """The worst case of one symbol, exactly; after :meth:`book`."""
-        held, work = self.positions.held.get(symbol), self.working.by_symbol.get(symbol)
+        held, work = self.held.get(symbol), self.working.by_symbol.get(symbol)
         usd = held.exact_notional if held else ZERO
         return EXACT.add(usd, work.extra_usd) if work else usd
+
+    def symbols(self) -> set[str]:
+        """Every symbol that is held or works."""
+        return {*self.held, *self.working.by_symbol}
+
+    def exposed(self, symbol: str) -> Exposed:
+        """What is held of a symbol and works in it; after :meth:`book`."""
+        held, work = self.held.get(symbol), self.working.by_symbol.get(symbol)
+        if work is None:
+            return Exposed(held, ZERO, ZERO, ZERO)
+        return Exposed(held, work.buys.exact_usd, work.sells.exact_usd, work.sells.exact_quantity)
+
+    def same_side(self, symbol: str, sign: int, own: WorkingOrder | None) -> tuple[Decimal, Decimal]:
+        """Units and USD that work on one side, without the order itself; after :meth:`book`."""
+        work = self.working.by_symbol.get(symbol)
+        if work is None:
+            return ZERO, ZERO
+        sums = work.side(sign)
+        if own is None or own.symbol != symbol or own.sign != sign:
+            return sums.exact_quantity, sums.exact_usd
+        return (
+            EXACT.subtract(sums.exact_quantity, own.counted_quantity),
+            EXACT.subtract(sums.exact_usd, own.counted_usd),
+        )
 
     def _refresh(self, symbol: str) -> None:
         """Bring the total to what the symbol's worst case is now."""
@@ -226,7 +316,7 @@ class WorstCaseExposure:
 
     def _extra(self, symbol: str, work: SymbolWork) -> Decimal:
         """How far the worst case lies above what is held; never below 0."""
-        held, buys_usd, sells_usd = self.positions.held.get(symbol), work.buys.exact_usd, work.sells.exact_usd
+        held, buys_usd, sells_usd = self.held.get(symbol), work.buys.exact_usd, work.sells.exact_usd
         known = held.price if held is not None else self.marks.get(symbol)
         if sells_usd and known is not None:
             sells_usd = max(sells_usd, EXACT.multiply(work.sells.exact_quantity, exact(known)))
@@ -238,7 +328,7 @@ class WorstCaseExposure:
         return max(along_usd, EXACT.subtract(against_usd, EXACT.add(held.exact_notional, held.exact_notional)))
 
     def _total(self) -> None:
-        self.exact_total_usd = EXACT.add(self.positions.exact_total_usd, self._extra_usd)
+        self.exact_total_usd = EXACT.add(self._held_usd, self._extra_usd)
         if not self.working.unbooked:
             self._ahead = 0.0
         self.total_usd = float(self.exact_total_usd) + self._ahead

@@ -25,7 +25,7 @@ from prometheus_client import CollectorRegistry
 
 from killswitch.clock import NowNs, now_ns
 from killswitch.risk.events import MONITOR_ERROR
-from killswitch.risk.limits.order_simulation import OrderSimulation
+from killswitch.risk.limits.limit_check import OrderSimulation
 from killswitch.risk.limits.runtime_monitor import RuntimeRiskMonitor
 from killswitch.risk.metrics import counter_of
 from killswitch.risk.order_inputs import plain_sign, read_order

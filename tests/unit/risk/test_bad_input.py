@@ -236,7 +236,7 @@ def test_thousands_of_symbols_are_added_up_exactly_by_every_monitor() -> None:
 
 
 def test_unknown_is_frozen__one_symbol_more_than_can_be_followed_is_a_breach(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("killswitch.risk.limits.position_book.MAX_SYMBOLS", 3)
+    monkeypatch.setattr("killswitch.risk.limits.worst_case_exposure.MAX_SYMBOLS", 3)
     monitor = runtime_monitor()
     held = RiskMonitor(None, None, 1e6, limits=AccountLimits(max_symbols=3), registry=CollectorRegistry())
     exposure = ExposureBook(ExposureSettings(max_symbols=3))

@@ -51,7 +51,7 @@ class Desk:
     def most(self, symbol: str = "A") -> float:
         """The limit of a symbol as orders meet it, on the quick way and on the exact one."""
         exact = self.monitor.limits_of(symbol).symbol_usd
-        quick = self.monitor._quick_limits(symbol)[0]
+        quick = self.monitor._limits.quick(symbol)[0]
         assert exact == quick
         if self.monitor.get_position(symbol) == 0 and exact > 0:
             assert self.monitor.check_before_order(symbol, "buy", exact, 1.0)

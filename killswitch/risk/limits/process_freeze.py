@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from prometheus_client import Counter
+from prometheus_client import CollectorRegistry
 
 from killswitch.clock import WallClock
 from killswitch.link.messages import CancelResult
-from killswitch.risk.events import FreezeEvent, FreezeTrigger, json_figures
+from killswitch.risk.events import MONITOR_ERROR, FreezeEvent, FreezeTrigger, json_figures
+from killswitch.risk.metrics import freeze_counter
+from killswitch.risk.order_inputs import finite_number
 from killswitch.safe_log import say
 
 FREEZE_EVENTS_KEPT = 1_000
@@ -26,14 +28,14 @@ class OrderCanceller(Protocol):
         """Cancel every working order and return how many were cancelled, or the full result."""
 
 
-class LocalFreeze:
+class ProcessFreeze:
     """Whether this process is frozen, why, and how the cancelling went. Only a person lifts it.
 
     Args:
         lock: guards it; the owner's, since some things must change in one moment with it.
         wall_clock: the time that events carry.
         on_freeze: told every freeze, once, with no lock held. If it raises, the freeze stands.
-        counter: raised by one for every freeze, by trigger.
+        registry: where ``freeze_triggered_total`` is counted; the default registry of the process when ``None``.
 
     Attributes:
         in_force: True while no order passes.
@@ -49,7 +51,7 @@ class LocalFreeze:
         lock: threading.Lock,
         wall_clock: WallClock,
         on_freeze: Callable[[FreezeEvent], None] | None,
-        counter: Counter,
+        registry: CollectorRegistry | None,
     ) -> None:
         self.in_force = False
         self.count = 0
@@ -59,7 +61,7 @@ class LocalFreeze:
         self._lock = lock
         self._wall_clock = wall_clock
         self._on_freeze = on_freeze
-        self._counter = counter
+        self._counter = freeze_counter(registry)
         self._cancel_claimed = 0  # number of the freeze whose cancelling is under way or done; freezes count from 1
 
     def freeze(
@@ -84,12 +86,33 @@ class LocalFreeze:
         if self._on_freeze is not None:
             try:
                 self._on_freeze(event)
-            except Exception as error:  # whatever it raises, the local freeze stands
+            except Exception as error:  # whatever it raises, the freeze stands
                 event = self._amend(event, {"on_freeze_error": repr(error)})
                 say("error", "the freeze could not be passed on", error=repr(error), reason=reason)
         self._counter.labels(reason=trigger).inc()
         say("critical", "risk monitor froze", **event.to_json(), symbol=symbol)
         return event
+
+    def for_monitor_error(self, reason: str, symbol: str | None, figures: Mapping[str, Any]) -> FreezeEvent | None:
+        """Freeze because what the monitor is told can no longer be judged. As :meth:`freeze`."""
+        return self.freeze(reason, symbol, "limit_violation", {"cause": MONITOR_ERROR, **figures})
+
+    def for_edge(self, net_bps: object, symbol: str | None, threshold_bps: float) -> tuple[bool, FreezeEvent | None]:
+        """Freeze when an edge is strictly below the threshold, or cannot be compared with it.
+
+        Returns:
+            Whether the edge is bad, and the event when this call froze.
+        """
+        edge = finite_number(net_bps)
+        if edge is None:
+            reason = f"the edge is {net_bps}: it cannot be compared with {threshold_bps:.2f} BPS"
+            figures = {"current_edge_bps": str(net_bps), "threshold_bps": threshold_bps}
+            return True, self.for_monitor_error(reason, symbol, figures)
+        if edge >= threshold_bps:
+            return False, None
+        reason = f"Edge degradation: {edge:.2f} BPS < {threshold_bps:.2f} BPS"
+        figures = {"current_edge_bps": edge, "threshold_bps": threshold_bps}
+        return True, self.freeze(reason, symbol, "edge_collapse", figures)
 
     def lift(self) -> bool:
         """Let orders pass again. Returns True when it was in force."""
