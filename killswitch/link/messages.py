@@ -58,7 +58,7 @@ class CancelResult:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """A position in one symbol: signed quantity and the mark price, in USD, that values it."""
+    """A position in one symbol, of a router or a whole node: signed quantity, and the mark price of a unit in USD."""
 
     quantity: float
     mark_price_usd: float
@@ -67,6 +67,11 @@ class Holding:
     def notional_usd(self) -> float:
         """Signed value of the position in USD."""
         return self.quantity * self.mark_price_usd
+
+    @property
+    def value_usd(self) -> float:
+        """The same, under the name that the rules of a node know."""
+        return self.notional_usd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

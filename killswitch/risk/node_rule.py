@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from killswitch.link.messages import Holding
+
 NodeLevel = Literal["warning", "pause", "reduce_only", "freeze"]
 """How far a finding goes, mildest first.
 
@@ -28,17 +30,8 @@ LEVEL_RANK: Mapping[NodeLevel, int] = {"warning": 1, "pause": 2, "reduce_only": 
 """Mildest first, 1 to 4; 0 is no finding."""
 
 
-@dataclass(frozen=True, slots=True)
-class NodeHolding:
-    """What the node holds in one symbol over all its routers: signed units, and the mark in USD."""
-
-    quantity: float
-    mark_price_usd: float
-
-    @property
-    def value_usd(self) -> float:
-        """Signed value at the mark."""
-        return self.quantity * self.mark_price_usd
+NodeHolding = Holding
+"""What the node holds in one symbol over all its routers: of the same kind as what each of them tells."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

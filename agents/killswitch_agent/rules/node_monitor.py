@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from killswitch.clock import NowNs
 from killswitch.core.canonical import finite_or_text
 from killswitch.core.modes import Mode
-from killswitch.risk.node_rule import LEVEL_RANK, NodeFinding, NodeHolding, NodeRule, NodeSnapshot
+from killswitch.risk.node_rule import LEVEL_RANK, NodeFinding, NodeRule, NodeSnapshot
 from killswitch.risk.process.risk_limits_file import JudgementSettings
 from killswitch_agent.routers import NodeExposure, RoutersSeen
 from killswitch_agent.rules.rule_engine import Judged, RuleEngine
@@ -198,9 +198,7 @@ class NodeMonitor:
         return NodeSnapshot(
             node=self._node,
             now_ns=self._clock(),
-            holdings={
-                symbol: NodeHolding(held.quantity, held.mark_price_usd) for symbol, held in exposure.holdings.items()
-            },
+            holdings=dict(exposure.holdings),  # a rule of a team's own must not reach what is reported
             gross_usd=exposure.gross_usd,
             net_usd=exposure.net_usd,
             pnl_usd=exposure.pnl_usd,
