@@ -30,6 +30,7 @@ from killswitch.risk import (
 )
 from killswitch.risk.pretrade import PreTradeControls
 from killswitch.risk.pretrade.pretrade_settings import PreTradeSettings
+from killswitch.risk.refusal import OrderRefused
 
 TABLE = PolicyDecisionTable()
 DAY = dt.date(2026, 1, 31)
@@ -52,6 +53,10 @@ def runtime_monitor(**changes: Any) -> RuntimeRiskMonitor:
         "registry": CollectorRegistry(),
     }
     return RuntimeRiskMonitor(**{**given, **changes})
+
+
+def kind_of(refusal: OrderRefused | None) -> str | None:
+    return None if refusal is None else refusal.kind
 
 
 def controls(monitor: RuntimeRiskMonitor | None = None, **sections: Any) -> PreTradeControls:

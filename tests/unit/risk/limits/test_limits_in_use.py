@@ -1,4 +1,4 @@
-"""What users of the runtime monitor asked for next: each line, through the calls that they would use."""
+"""The limits as those who trade use them: fed by the router, tightened by time, simulated, warned of; and the demo."""
 
 from __future__ import annotations
 
@@ -14,24 +14,15 @@ from prometheus_client import CollectorRegistry
 from killswitch import cli
 from killswitch.clock import now_ns
 from killswitch.gate import Gate, GateWriter
-from killswitch.risk import BreakerSettings, CircuitBreaker, ReasonClass, RuntimeRiskMonitor
+from killswitch.risk import BreakerSettings, CircuitBreaker, ReasonClass
 from killswitch.risk.limits.limit_schedule import LimitSchedule, LimitScheduleSettings
 from killswitch.risk.limits.warning_ladder import STEPS_PCT, LimitWarning, WarningLadder
 from killswitch.routing.order_router import OrderRouter
 from killswitch.routing.order_types import Order, Placed, Refused, VenueEvent, VenueEventKind
+from tests.support.risk_doors import runtime_monitor as monitor
 
 NS = 1_000_000_000
 MINUTE_NS = 60 * NS
-
-
-def monitor(**changes: Any) -> RuntimeRiskMonitor:
-    given: dict[str, Any] = {
-        "max_inventory_usd_per_symbol": 10_000.0,
-        "max_total_notional_usd": 50_000.0,
-        "edge_freeze_threshold_bps": 1.5,
-        "registry": CollectorRegistry(),
-    }
-    return RuntimeRiskMonitor(**{**given, **changes})
 
 
 # ---- positions fed by the tracker, not by hand

@@ -7,27 +7,12 @@ import math
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from killswitch.risk.limits.runtime_monitor import RuntimeRiskMonitor
 from killswitch.risk.limits.warning_ladder import LimitWarning
-from killswitch.risk.refusal import OrderRefused
 from tests.support.eager import together
-
-
-def monitor(**changes: Any) -> RuntimeRiskMonitor:
-    given: dict[str, Any] = {
-        "max_inventory_usd_per_symbol": 10_000.0,
-        "max_total_notional_usd": 50_000.0,
-        "edge_freeze_threshold_bps": 1.5,
-        "registry": CollectorRegistry(),
-    }
-    return RuntimeRiskMonitor(**{**given, **changes})
-
-
-def kind_of(refusal: OrderRefused | None) -> str | None:
-    return None if refusal is None else refusal.kind
-
+from tests.support.risk_doors import kind_of
+from tests.support.risk_doors import runtime_monitor as monitor
 
 # ---- what is sold is worth what the market says, whatever its limit price is
 

@@ -8,6 +8,7 @@ import random
 import types
 from collections.abc import Callable
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import pytest
@@ -25,20 +26,13 @@ from killswitch.risk.limits.runtime_monitor import RuntimeRiskMonitor, create_ri
 from killswitch.risk.refusal import OrderRefused
 from killswitch.simulation import risk_monitor as demo
 from tests.support.eager import together
+from tests.support.risk_doors import runtime_monitor
 
 NOW = "2026-01-31T09:30:00.123456Z"
 BAD_NUMBERS = [math.nan, math.inf, -math.inf, 0.0, -1.0, "1", None, True, pytest.param(10**400, id="huge")]
 
 
-def monitor(**changes: Any) -> RuntimeRiskMonitor:
-    settings_: dict[str, Any] = {
-        "max_inventory_usd_per_symbol": 10_000.0,
-        "max_total_notional_usd": 50_000.0,
-        "edge_freeze_threshold_bps": 1.5,
-        "wall_clock": lambda: NOW,
-        "registry": CollectorRegistry(),
-    }
-    return RuntimeRiskMonitor(**{**settings_, **changes})
+monitor = partial(runtime_monitor, wall_clock=lambda: NOW)
 
 
 class Desk:

@@ -10,34 +10,24 @@ import random
 import threading
 from collections.abc import Iterable
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry
 
 from killswitch.risk.limits import working_orders
 from killswitch.risk.limits.runtime_monitor import RuntimeRiskMonitor
 from killswitch.risk.limits.working_orders import MAX_UNBOOKED, WorkingOrders
 from killswitch.risk.refusal import OrderRefused
+from tests.support.risk_doors import kind_of, runtime_monitor
 
 SYMBOLS = ("A", "B")
 MARKS = {"A": 1.3, "B": 0.7}
 
 
-def monitor(**changes: Any) -> RuntimeRiskMonitor:
-    settings_: dict[str, Any] = {
-        "max_inventory_usd_per_symbol": 8.0,
-        "max_total_notional_usd": 13.0,
-        "edge_freeze_threshold_bps": 1.5,
-        "registry": CollectorRegistry(),
-    }
-    return RuntimeRiskMonitor(**{**settings_, **changes})
-
-
-def kind_of(refusal: OrderRefused | None) -> str | None:
-    return None if refusal is None else refusal.kind
+monitor = partial(runtime_monitor, max_inventory_usd_per_symbol=8.0, max_total_notional_usd=13.0)
 
 
 def exact(value: float) -> Decimal:
