@@ -21,9 +21,8 @@ breaker says. This monitor cancels nothing; ``on_freeze`` is where an agent make
 
 from __future__ import annotations
 
-import datetime as dt
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from killswitch.clock import NowNs, WallClock, now_ns, time_or_unknown
 from killswitch.core.canonical import finite_or_text
 from killswitch.risk.account.account_actions import KINDS, AccountActions, account_figures
 from killswitch.risk.account.account_book import AccountBook
+from killswitch.risk.account.account_days import AccountDays
 from killswitch.risk.account.account_rule import (
     RANK,
     Finding,
@@ -42,7 +42,6 @@ from killswitch.risk.account.account_rule import (
     findings,
     levels_of,
     mark_finding,
-    next_day_start,
     surely_normal_equity,
     surely_normal_leverage,
     true_leverage,
@@ -53,7 +52,6 @@ from killswitch.risk.account.account_state import (
     AccountTick,
     AlertLevel,
     BadTick,
-    DayRecord,
     EngagementRecord,
     PriceTick,
     Tick,
@@ -63,12 +61,10 @@ from killswitch.risk.account.account_state import (
     checked_price,
 )
 from killswitch.risk.account_limits import (
-    DAY_SECONDS,
     AccountLimits,
     day_gets_longer,
     merged_breaker_settings,
 )
-from killswitch.risk.breaker.breaker_settings import NS_PER_SECOND
 from killswitch.risk.breaker.circuit_breaker import CircuitBreaker
 from killswitch.risk.events import FreezeEvent
 from killswitch.risk.exact import EXACT, exact
@@ -163,9 +159,14 @@ class RiskMonitor:
         self._peak_usd = self._sure_equity_usd = 0.0
         self._raise_peak(max(self._balance_usd, 0.0 if day_peak_usd is None else _above_zero(day_peak_usd, "day_peak")))
         self._ticks = self._fills = self._bad_ticks = 0
-        self._days: deque[DayRecord] = deque(maxlen=self.limits.days_kept)
-        self._day, self._day_ends_ns = self._first_day()
-        self._day_longer = dt.timedelta(0)
+        self._days = AccountDays(
+            self._wall_clock(),
+            self._clock(),
+            starts=self.limits.day_starts(),
+            kept=self.limits.days_kept,
+            peak_usd=self._peak_usd,
+            equity_usd=self._balance_usd,
+        )
         # The state that a bad tick has left; while it is the newest, the account is not known to be sound.
         self._distrusted: AccountState | None = None
         self._last = self._state(self._wall_clock(), ())
@@ -188,9 +189,9 @@ class RiskMonitor:
             self._ticks += 1
             try:
                 now = self._clock()
-                if now >= self._day_ends_ns:
+                if now >= self._days.ends_ns:
                     self._begin_day(now)
-                self._day.ticks += 1
+                self._days.today.ticks += 1
                 if tick.__class__ is PriceTick:
                     symbol, price = tick
                     line = self._book.lines.get(symbol)
@@ -264,7 +265,7 @@ class RiskMonitor:
             before = self._last
             try:
                 now = self._clock()
-                if now >= self._day_ends_ns:
+                if now >= self._days.ends_ns:
                     self._begin_day(now)
                 found = self._judge(now)
                 after = self._look_again(self._wall_clock(), found)
@@ -316,13 +317,11 @@ class RiskMonitor:
             self._sure_leverage = surely_normal_leverage(limits)
             self._raise_peak(self._peak_usd)
             self._actions.set_limits(limits)
-            self._days = deque(self._days, maxlen=limits.days_kept)
             self._ages.set_max_age(limits.mark_max_age_ms)
             now = self._time_ns()
-            if now is not None and now >= self._day_ends_ns:
+            if now is not None and now >= self._days.ends_ns:
                 self._begin_day(now)
-            self._day_longer += longer
-            self._day_ends_ns += int(longer / dt.timedelta(microseconds=1)) * 1_000
+            self._days.change(longer=longer, kept=limits.days_kept)
             found = self._judge(now)
             after = self._look_again(time_or_unknown(self._wall_clock), found)
             return before, after, found, self._note_levels(found, after)
@@ -342,7 +341,7 @@ class RiskMonitor:
         breaker = self.circuit_breaker.snapshot()
         records = self.forensics()
         with self._lock:
-            last, day = self._last, self._day
+            last = self._last
             body = {
                 "account": self.account,
                 "state": last.to_json(),
@@ -369,7 +368,7 @@ class RiskMonitor:
                     "escalated": breaker.escalated,
                     "repeats": breaker.repeats,
                 },
-                "days": [record.to_json() for record in (*self._days, day)],
+                "days": self._days.to_json(),
             }
         return dict(finite_or_text(body))
 
@@ -425,7 +424,7 @@ class RiskMonitor:
         risen = tuple(one for one in found if RANK[one.level] > RANK[before.get(one.measure, _NORMAL)])
         for finding in risen:
             self._counts[(finding.measure, finding.level.value)] += 1
-            self._day.first_at.setdefault(finding.name, after.timestamp)
+            self._days.today.first_at.setdefault(finding.name, after.timestamp)
         return risen
 
     def _look_again(self, timestamp: str, found: tuple[Finding, ...]) -> AccountState:
@@ -454,7 +453,7 @@ class RiskMonitor:
         equity_usd = balance_usd + open_usd
         lost = (peak_usd - equity_usd) / peak_usd if peak_usd > 0.0 else drawdown_ratio(equity_usd, peak_usd)
         times = exposure_usd / equity_usd if equity_usd > 0.0 else true_leverage(exposure_usd, equity_usd)
-        day = self._day
+        day = self._days.today
         if lost > day.max_drawdown_ratio or equity_usd < day.lowest_equity_usd or equity_usd > day.peak_equity_usd:
             day.note_equity(equity_usd, peak_usd, lost)
         if times > day.max_leverage:  # noqa: PLR1730 - the call of max() costs more than the comparison
@@ -473,32 +472,14 @@ class RiskMonitor:
         self._distrusted = self._last
         return str(error) if isinstance(error, BadTick) else f"the monitor failed: {error!r}"
 
-    def _first_day(self) -> tuple[DayRecord, int]:
-        stamp = self._wall_clock()
-        try:
-            wall = dt.datetime.fromisoformat(stamp).astimezone(dt.UTC)
-        except ValueError as error:
-            raise ValueError(f"the wall clock says {stamp!r}, which is no time as RFC 3339 writes it") from error
-        ends = next_day_start(wall, self.limits.day_starts())
-        ends_ns = self._clock() + int((ends - wall) / dt.timedelta(microseconds=1)) * 1_000
-        return self._new_day(ends - dt.timedelta(days=1)), ends_ns
-
     def _begin_day(self, now: int) -> None:
         """Count the highest equity anew. An equity of nothing is no peak to lose from: the old one stays then."""
-        days = 1 + (now - self._day_ends_ns) // (DAY_SECONDS * NS_PER_SECOND)
-        self._day_ends_ns += days * DAY_SECONDS * NS_PER_SECOND
-        self._days.append(self._day)
         equity = self._balance_usd + self._book.open_usd
         if equity > 0:
             self._raise_peak(equity)
-        began = dt.datetime.fromisoformat(self._day.day) + dt.timedelta(days=days) + self._day_longer
-        self._day_longer = dt.timedelta(0)
-        self._day = self._new_day(began)
-        say("info", "a day of the account began", account=self.account, day=self._day.day, peak_usd=self._peak_usd)
-
-    def _new_day(self, began: dt.datetime) -> DayRecord:
-        equity = self._balance_usd + self._book.open_usd
-        return DayRecord(day=began.isoformat(), peak_equity_usd=self._peak_usd, lowest_equity_usd=equity)
+        self._days.turn(now, peak_usd=self._peak_usd, equity_usd=equity)
+        day = self._days.today.day
+        say("info", "a day of the account began", account=self.account, day=day, peak_usd=self._peak_usd)
 
     def _count_of(self, level: AlertLevel) -> dict[str, int]:
         return {measure: self._counts[(measure, level.value)] for measure in KINDS}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import math
 from collections.abc import Mapping
 from itertools import islice
@@ -130,9 +129,3 @@ def surely_normal_equity(peak_usd: float, limits: AccountLimits) -> float:
 def surely_normal_leverage(limits: AccountLimits) -> float:
     """Exposure strictly below this many times the equity has no finding about leverage."""
     return limits.leverage_warning - 2 * LEVEL_TOLERANCE
-
-
-def next_day_start(now: dt.datetime, starts: dt.time) -> dt.datetime:
-    """The next moment after ``now``, which is in UTC, that a day begins at."""
-    today = dt.datetime.combine(now.date(), starts)
-    return today if today > now else today + dt.timedelta(days=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
@@ -133,41 +133,6 @@ class EngagementRecord:
             "causes": dict(self.causes),
             "before": self.before.to_json(),
             "after": self.after.to_json(),
-        }
-
-
-@dataclass(slots=True, kw_only=True)
-class DayRecord:
-    """One day of an account: what it was measured from, and its worst moment."""
-
-    day: str
-    peak_equity_usd: float
-    lowest_equity_usd: float
-    max_drawdown_usd: float = 0.0
-    max_drawdown_ratio: float = 0.0
-    max_leverage: float = 0.0
-    ticks: int = 0
-    first_at: dict[str, str] = field(default_factory=dict)
-    """When a level was first reached: ``drawdown WARNING`` and the like."""
-
-    def note_equity(self, equity_usd: float, peak_usd: float, lost_ratio: float) -> None:
-        """Take in a new highest or lowest equity or a deeper drawdown."""
-        self.peak_equity_usd = max(self.peak_equity_usd, equity_usd)
-        self.lowest_equity_usd = min(self.lowest_equity_usd, equity_usd)
-        if lost_ratio > self.max_drawdown_ratio:
-            self.max_drawdown_ratio, self.max_drawdown_usd = lost_ratio, peak_usd - equity_usd
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        return {
-            "day": self.day,
-            "peak_equity_usd": self.peak_equity_usd,
-            "lowest_equity_usd": self.lowest_equity_usd,
-            "max_drawdown_usd": self.max_drawdown_usd,
-            "max_drawdown_pct": self.max_drawdown_ratio * 100.0,
-            "max_leverage": self.max_leverage,
-            "ticks": self.ticks,
-            "first_at": dict(self.first_at),
         }
 
 

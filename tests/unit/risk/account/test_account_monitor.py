@@ -18,8 +18,9 @@ from prometheus_client import CollectorRegistry
 
 from killswitch import risk
 from killswitch.risk.account.account_book import MARKS_BETWEEN_SUMS
+from killswitch.risk.account.account_days import next_day_start
 from killswitch.risk.account.account_monitor import RiskMonitor
-from killswitch.risk.account.account_rule import drawdown_ratio, findings, next_day_start, true_leverage
+from killswitch.risk.account.account_rule import drawdown_ratio, findings, true_leverage
 from killswitch.risk.account.account_state import AccountState, AccountTick, AlertLevel, Holding, PriceTick, TickStamp
 from killswitch.risk.account_limits import OTHER_NAMES, AccountLimits, load_account_limits
 from killswitch.risk.breaker.breaker_settings import BreakerSettings
