@@ -9,8 +9,15 @@ from pathlib import Path
 import click
 
 from killswitch import __version__
-from killswitch.cli.context import EXIT_CONFLICT, EXIT_USAGE, CommandContext, CommandError, configure_logging
-from killswitch.cli.daemons import require_name, run_until_signalled
+from killswitch.cli.context import (
+    EXIT_CONFLICT,
+    EXIT_USAGE,
+    CommandContext,
+    CommandError,
+    configure_logging,
+    require_name,
+    run_until_signalled,
+)
 
 
 @click.group()

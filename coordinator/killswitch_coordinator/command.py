@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from killswitch.cli.context import CommandContext, CommandError, configure_logging
-from killswitch.cli.daemons import require_name, run_until_signalled
+from killswitch.cli.context import CommandContext, CommandError, configure_logging, require_name, run_until_signalled
 
 if TYPE_CHECKING:
     from killswitch.settings.config import Settings

@@ -1,4 +1,4 @@
-"""What every subcommand shares: settings, the store, errors as sentences, and the two kinds of output."""
+"""What the subcommands share: settings, the store, errors as sentences, two kinds of output, how a daemon runs."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import getpass
 import json
 import logging
 import os
+import re
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import click
 
@@ -27,6 +29,9 @@ EXIT_USAGE = 2
 EXIT_NOT_CONFIRMED = 3
 EXIT_STORE_UNAVAILABLE = 4
 EXIT_CONFLICT = 5
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+"""What a key of a store takes as the name of a node or a coordinator."""
 
 
 class CommandError(click.ClickException):
@@ -145,6 +150,36 @@ def talk(text: str) -> None:
     click.echo(text, err=True)
 
 
+def confirm(question: str, *, needs: str, otherwise: str, yes: bool) -> None:
+    """Ask before something that cannot be taken back, unless ``yes`` was said already.
+
+    Raises:
+        CommandError: the answer is no (``otherwise`` says what was left alone), or nobody can answer (``needs``).
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise CommandError(f"{needs}; give --yes where nobody can answer", EXIT_USAGE)
+    if not click.confirm(question, err=True):
+        raise CommandError(otherwise, EXIT_ERROR)
+
+
+def new_table(*columns: str) -> Table:
+    """A table that cuts nothing: on a narrow terminal a figure goes on in the next line."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        # A figure that is cut would be another figure.
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def or_dash(value: object) -> str:
+    """A cell of a table; what is not known is a dash."""
+    return "-" if value is None else str(value)
+
+
 def print_table(table: Table) -> None:
     """Write a table to stdout: as wide as the terminal, else as ``COLUMNS`` says, else 160 columns."""
     from rich.console import Console
@@ -209,3 +244,35 @@ def exit_code_of(error: Exception) -> int | None:
         ((NotInitialised, UnreadableRecord, StoreError, GateError), EXIT_ERROR),
     )
     return next((code for kinds, code in ranked if isinstance(error, kinds)), None)
+
+
+# -- daemons ---------------------------------------------------------------------------------------------------------
+
+
+class Daemon(Protocol):
+    """What runs until it is told to stop."""
+
+    def run(self) -> None:
+        """Run until :meth:`stop`."""
+
+    def stop(self) -> None:
+        """End :meth:`run` soon. Called by a signal handler."""
+
+
+def run_until_signalled(daemon: Daemon, what: str) -> None:
+    """Run a daemon in the foreground until SIGTERM or SIGINT."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: daemon.stop())
+    click.echo(f"{what} runs", err=True)
+    sys.stderr.flush()
+    daemon.run()
+
+
+def require_name(name: str, option: str) -> None:
+    """Refuse a name that no key of a store takes.
+
+    Raises:
+        click.UsageError: with the rule.
+    """
+    if not NAME.fullmatch(name):
+        raise click.UsageError(f"{option} {name!r}: a name is made of letters, digits, '.', '_' and '-', at most 63")

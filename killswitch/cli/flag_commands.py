@@ -14,7 +14,9 @@ from killswitch.cli.context import (
     EXIT_STORE_UNAVAILABLE,
     CommandContext,
     CommandError,
+    confirm,
     operator_name,
+    or_dash,
     print_table,
     talk,
 )
@@ -201,8 +203,8 @@ def show_certificate(certificate: dict[str, Any]) -> None:
             line["state"],
             "-" if line["gated_ms"] is None else f"{line['gated_ms']:.1f} ms",
             str(line["orders_cancelled"]),
-            _or_dash(line["orders_open"]),
-            _or_dash(line["last_sequence"]),
+            or_dash(line["orders_open"]),
+            or_dash(line["last_sequence"]),
         )
     print_table(table)
     for line in certificate["nodes"]:
@@ -213,10 +215,6 @@ def show_certificate(certificate: dict[str, Any]) -> None:
     stopped = "stopped: every gate is proven closed" if certificate["stopped"] else "NOT PROVEN STOPPED"
     flat = "flat: every working order in the scope is proven cancelled" if certificate["flat"] else "NOT PROVEN FLAT"
     click.echo(f"{stopped}; {flat} ({certificate['elapsed_ms']:.0f} ms)")
-
-
-def _or_dash(value: object) -> str:
-    return "-" if value is None else str(value)
 
 
 def _progress() -> Any:
@@ -347,12 +345,12 @@ def _confirm(flags: Sequence[Flag], ids: Sequence[str], *, yes: bool) -> None:
     for cause in freezes:
         fate = "lift" if cause.id in ids else "keep"
         talk(f"{fate}  {cause.id}  {cause.mode.name} {cause.scope}  {cause.trigger}: {cause.reason}  ({cause.actor})")
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise CommandError("a release asks before it lifts anything; give --yes where nobody can answer", 2)
-    if not click.confirm(f"Lift {len(ids)} of {len(freezes)} freezes of cluster {flags[0].cluster!r}?", err=True):
-        raise CommandError("nothing was released", 1)
+    confirm(
+        f"Lift {len(ids)} of {len(freezes)} freezes of cluster {flags[0].cluster!r}?",
+        needs="a release asks before it lifts anything",
+        otherwise="nothing was released",
+        yes=yes,
+    )
 
 
 def _await_release(cluster: Cluster, flag: Flag, timeout_s: float) -> bool:

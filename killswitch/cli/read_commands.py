@@ -1,37 +1,36 @@
-"""status, nodes, exposure, history, watch: what only reads (and the group to which `nodes forget` belongs)."""
+"""status, exposure, history, watch, gate: what only reads. The gate is read as a router would, without the store."""
 
 from __future__ import annotations
 
 import json
 import sys
 import threading
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from killswitch.cli.context import EXIT_ERROR, EXIT_STORE_UNAVAILABLE, CommandContext, print_table, talk
-from killswitch.cli.forget_command import forget
+from killswitch.cli.context import (
+    EXIT_ERROR,
+    EXIT_STORE_UNAVAILABLE,
+    CommandContext,
+    CommandError,
+    new_table,
+    or_dash,
+    print_table,
+    talk,
+)
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from killswitch.cluster.cluster import Cluster
     from killswitch.cluster.cluster_set import ClusterSet
     from killswitch.cluster.records import LeaderRecord
     from killswitch.cluster.roster import NodeRoster
-    from killswitch.core.flag import Flag
+    from killswitch.core.flag import Flag, Freeze
     from killswitch.core.history import HistoryEntry
+    from killswitch.gate.layout import Cause
     from killswitch.stores import Entry
-
-
-def _table(*columns: str) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        # On a narrow terminal a figure goes on in the next line; one that is cut would be another figure.
-        table.add_column(column, overflow="fold")
-    return table
 
 
 @click.command()
@@ -106,12 +105,12 @@ def _status_body(cluster: Cluster, flag: Flag, membership: NodeRoster, leader: L
         "epoch": flag.epoch,
         "mode": flag.mode.name,
         "freezes": [freeze.to_json() for freeze in flag.freezes],
-        "nodes": _node_lines(membership),
+        "nodes": node_lines(membership),
         "leader": None if leader is None else {"id": leader.id, "term": leader.term, "since": leader.since},
     }
 
 
-def _node_lines(membership: NodeRoster) -> list[dict[str, Any]]:
+def node_lines(membership: NodeRoster) -> list[dict[str, Any]]:
     """One line per registered node. A lost node's permit has run out: its lease outlives every permit."""
     lines = []
     for name in sorted(membership.nodes):
@@ -146,74 +145,23 @@ def _show_status(cluster: Cluster, flag: Flag, membership: NodeRoster, leader: L
     where = " in the scopes below, the rest trades" if scoped else ""
     click.echo(f"cluster {cluster.name}: {flag.mode.name}{where} at epoch {flag.epoch}, led by {led}")
     if flag.freezes:
-        freezes = _table("freeze", "mode", "scope", "trigger", "reason")
-        for freeze in flag.freezes:
-            freezes.add_row(freeze.id, freeze.mode.name, str(freeze.scope), freeze.trigger, freeze.reason)
-        print_table(freezes)
-    nodes = _table("node", "state", "mode", "permit left", "epoch", "routers", "working")
-    for line in _node_lines(membership):
+        _show_causes(flag.freezes)
+    nodes = new_table("node", "state", "mode", "permit left", "epoch", "routers", "working")
+    for line in node_lines(membership):
         live_routers = sum(router["state"] == "live" for router in line["routers"])
         nodes.add_row(
             line["node"],
             line["state"],
             line["mode"],
             f"{line['permit_ms_left']} ms",
-            _dash(line["epoch"]),
+            or_dash(line["epoch"]),
             f"{live_routers}/{len(line['routers'])}",
-            _dash(line["working_orders"]),
+            or_dash(line["working_orders"]),
         )
     if membership.nodes:
         print_table(nodes)
     else:
         click.echo("no node is registered yet")
-
-
-@click.group(invoke_without_command=True)
-@click.pass_context
-def nodes(ctx: click.Context) -> None:
-    """Every registered node with what it last reported; lost ones with what they held last."""
-    if ctx.invoked_subcommand is None:
-        _show_nodes(ctx.obj)
-
-
-nodes.add_command(forget)
-
-
-def _show_nodes(context: CommandContext) -> None:
-    with context.cluster() as cluster:
-        lines = _node_lines(cluster.membership())
-        if context.wants_json:
-            context.emit_json("nodes", {"cluster": cluster.name, "nodes": lines})
-            return
-        table = _table("node", "state", "mode", "permit left", "gross USD", "net USD", "P&L USD", "working", "last seq")
-        for line in lines:
-            table.add_row(
-                line["node"], line["state"], line["mode"], f"{line['permit_ms_left']} ms", _dollars(line["gross_usd"]),
-                _dollars(line["net_usd"]), _dollars(line["pnl_usd"]), _dash(line["working_orders"]),
-                _dash(line["last_sequence"]),
-            )  # fmt: skip
-        print_table(table)
-        for text in _risk_lines(lines):
-            click.echo(text)
-
-
-def _risk_lines(lines: list[dict[str, Any]]) -> list[str]:
-    """What the nodes' rules find, files of limits that are not sound, and limits that are not the same everywhere."""
-    texts = [
-        f"{line['node']} {finding['level'].replace('_', '-')}: {finding['reason']}"
-        for line in lines
-        for finding in line["risk"].get("findings", [])
-    ]
-    texts += [
-        f"{line['node']} keeps its limits from before: {fault}"
-        for line in lines
-        for fault in line["risk"].get("limits_faults", [])
-    ]
-    live = {line["node"]: line["limits_hash"] for line in lines if line["state"] == "LIVE"}
-    if len(set(live.values())) > 1:
-        named = ", ".join(f"{node} {limits_hash}" for node, limits_hash in live.items())
-        texts.append(f"the nodes run with different limits: {named}")
-    return texts
 
 
 @click.command()
@@ -239,10 +187,10 @@ def exposure(context: CommandContext) -> None:
             }
             context.emit_json("exposure", body)
             return
-        by_symbol = _table("symbol", "net USD")
+        by_symbol = new_table("symbol", "net USD")
         for symbol, net_usd in total.net_by_symbol.items():
             by_symbol.add_row(symbol, _money(net_usd))
-        by_node = _table("node", "gross USD", "")
+        by_node = new_table("node", "gross USD", "")
         for node, gross_usd in total.gross_by_node.items():
             by_node.add_row(node, _money(gross_usd), "lost: as last known" if node in total.counted_lost else "")
         print_table(by_symbol)
@@ -277,7 +225,7 @@ def history(context: CommandContext, verify: bool, limit: int) -> None:
             }
             context.emit_json("history", body)
         else:
-            table = _table("epoch", "at", "change", "by", "why")
+            table = new_table("epoch", "at", "change", "by", "why")
             for key_epoch, entry in entries[-limit:]:
                 table.add_row(str(key_epoch), entry.at[:19] + "Z", entry.kind, entry.actor, _why(entry))
             print_table(table)
@@ -352,13 +300,83 @@ def _show_change(context: CommandContext, flag: Flag) -> None:
     click.echo(f"epoch {flag.epoch}  {flag.mode.name}  {causes or 'nothing is frozen'}")
 
 
+@click.command()
+@click.argument("path", required=False, type=click.Path())
+@click.option("--include", is_flag=True, help="Print the directory of the C header, for `cc -I`, and nothing else.")
+@click.pass_obj
+def gate(context: CommandContext, path: str | None, include: bool) -> None:
+    """Show a gate page. Without PATH it is the one that the settings name. Needs no store."""
+    from killswitch.clock import now_ns
+    from killswitch.core.modes import Mode
+    from killswitch.core.permit import NANOSECONDS_PER_MS
+    from killswitch.gate import Gate
+
+    if include:
+        click.echo(include_directory())
+        return
+
+    if path is None:
+        settings = context.needed_settings("cluster", "agent")
+        path = settings.agent.in_cluster(settings.cluster).gate
+    with Gate.open(path) as page:
+        state = page.snapshot()
+        now = now_ns()
+        permit_ms_left = max(0, (state.permit_deadline_ns - now) // NANOSECONDS_PER_MS)
+        body = {
+            "path": path,
+            "cluster": state.cluster,
+            "node": state.node,
+            "open": page.is_open,
+            "mode": state.mode.name if permit_ms_left else "FROZEN",
+            "epoch": state.epoch,
+            "permit_ms_left": permit_ms_left,
+            "writer_pid": state.writer_pid,
+            "heartbeat_ms_ago": (now - state.heartbeat_ns) // NANOSECONDS_PER_MS,
+            "causes": [
+                {
+                    "id": cause.id,
+                    "scope": str(cause.scope),
+                    "mode": cause.mode.name,
+                    "trigger": cause.trigger,
+                    "reason": cause.reason,
+                }
+                for cause in state.causes
+            ],
+        }
+    if context.wants_json:
+        context.emit_json("gate", body)
+        return
+    shut = not permit_ms_left or any(
+        cause.mode is Mode.FROZEN and set(dict(cause.scope.parts)) <= {"node"} for cause in state.causes
+    )
+    word = "OPEN" if body["open"] else "CLOSED" if shut else "RESTRICTED"
+    click.echo(
+        f"{word}  node {state.node} of cluster {state.cluster}: {body['mode']} at epoch {state.epoch}, "
+        f"permit {permit_ms_left} ms left, agent {state.writer_pid} wrote {body['heartbeat_ms_ago']} ms ago"
+    )
+    if state.causes:
+        _show_causes(state.causes)
+
+
+def include_directory() -> Path:
+    """Where ``killswitch_gate.h`` is: in the installed package, or beside it in a checkout.
+
+    Raises:
+        CommandError: this installation has no headers.
+    """
+    package = Path(__file__).parents[1]
+    for folder in (package / "include", package.parent / "deploy" / "gate"):
+        if (folder / "killswitch_gate.h").is_file():
+            return folder
+    raise CommandError(f"there is no killswitch_gate.h in {package / 'include'}; install killswitch-cluster again")
+
+
+def _show_causes(causes: Iterable[Freeze | Cause]) -> None:
+    table = new_table("freeze", "mode", "scope", "trigger", "reason")
+    for cause in causes:
+        table.add_row(cause.id, cause.mode.name, str(cause.scope), cause.trigger, cause.reason)
+    print_table(table)
+
+
 def _money(usd: float | None) -> str:
     return "-" if usd is None else f"{usd:,.2f}"
-
-
-def _dollars(usd: float | None) -> str:
-    return "-" if usd is None else f"{usd:,.0f}"
-
-
-def _dash(value: object) -> str:
-    return "-" if value is None else str(value)

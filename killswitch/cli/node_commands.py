@@ -1,8 +1,10 @@
-"""nodes forget: take a node that is gone for good out of the books, with everything that was known of it on record."""
+"""nodes: what every node last reported. nodes forget: take one that is gone for good out of the books.
+
+Everything that was known of a node that is forgotten stays on record.
+"""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +12,17 @@ import click
 
 from killswitch.cli.context import (
     EXIT_ERROR,
-    EXIT_USAGE,
     CommandContext,
     CommandError,
+    confirm,
     exit_code_of,
+    new_table,
     operator_name,
+    or_dash,
+    print_table,
     talk,
 )
+from killswitch.cli.read_commands import node_lines
 
 if TYPE_CHECKING:
     from killswitch.cluster.cluster import Cluster
@@ -26,7 +32,57 @@ if TYPE_CHECKING:
 WAIT_STEP_S = 0.1
 
 
-@click.command()
+@click.group(invoke_without_command=True)
+@click.pass_context
+def nodes(ctx: click.Context) -> None:
+    """Every registered node with what it last reported; lost ones with what they held last."""
+    if ctx.invoked_subcommand is None:
+        _show_nodes(ctx.obj)
+
+
+def _show_nodes(context: CommandContext) -> None:
+    with context.cluster() as cluster:
+        lines = node_lines(cluster.membership())
+        if context.wants_json:
+            context.emit_json("nodes", {"cluster": cluster.name, "nodes": lines})
+            return
+        figures = ("gross USD", "net USD", "P&L USD", "working", "last seq")
+        table = new_table("node", "state", "mode", "permit left", *figures)
+        for line in lines:
+            table.add_row(
+                line["node"], line["state"], line["mode"], f"{line['permit_ms_left']} ms", _dollars(line["gross_usd"]),
+                _dollars(line["net_usd"]), _dollars(line["pnl_usd"]), or_dash(line["working_orders"]),
+                or_dash(line["last_sequence"]),
+            )  # fmt: skip
+        print_table(table)
+        for text in _risk_lines(lines):
+            click.echo(text)
+
+
+def _risk_lines(lines: list[dict[str, Any]]) -> list[str]:
+    """What the nodes' rules find, files of limits that are not sound, and limits that are not the same everywhere."""
+    texts = [
+        f"{line['node']} {finding['level'].replace('_', '-')}: {finding['reason']}"
+        for line in lines
+        for finding in line["risk"].get("findings", [])
+    ]
+    texts += [
+        f"{line['node']} keeps its limits from before: {fault}"
+        for line in lines
+        for fault in line["risk"].get("limits_faults", [])
+    ]
+    live = {line["node"]: line["limits_hash"] for line in lines if line["state"] == "LIVE"}
+    if len(set(live.values())) > 1:
+        named = ", ".join(f"{node} {limits_hash}" for node, limits_hash in live.items())
+        texts.append(f"the nodes run with different limits: {named}")
+    return texts
+
+
+def _dollars(usd: float | None) -> str:
+    return "-" if usd is None else f"{usd:,.0f}"
+
+
+@nodes.command()
 @click.argument("node")
 @click.option("--reason", default="the node is gone for good", show_default=True, help="For the history.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -47,7 +103,12 @@ def forget(context: CommandContext, *, node: str, reason: str, yes: bool) -> Non
         places = [f" in {cluster.store.address}" if len(stores.clusters) > 1 else "" for cluster, _ in found]
         for place, account in zip(places, accounts, strict=True):
             _show(account, place)
-        _confirm(stores, node, yes=yes)
+        confirm(
+            f"Forget node {node!r} of cluster {stores.name!r}?",
+            needs="forgetting a node asks first",
+            otherwise="nothing was forgotten",
+            yes=yes,
+        )
         _wait_until_no_permit_is_left(found)
         committed = forget_in_all(found, actor=operator_name(), reason=reason)
         if not context.wants_json:
@@ -119,15 +180,6 @@ def _where(record: Mapping[str, Any] | None) -> str:
     if "unreadable" in record:
         return f" ({record['unreadable']})"
     return f", at {record['address']}, registered {record['registered_at']}"
-
-
-def _confirm(stores: ClusterSet, node: str, *, yes: bool) -> None:
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise CommandError("forgetting a node asks first; give --yes where nobody can answer", EXIT_USAGE)
-    if not click.confirm(f"Forget node {node!r} of cluster {stores.name!r}?", err=True):
-        raise CommandError("nothing was forgotten", EXIT_ERROR)
 
 
 def _wait_until_no_permit_is_left(found: Sequence[tuple[Cluster, LostNode]]) -> None:
