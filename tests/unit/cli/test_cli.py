@@ -17,6 +17,7 @@ import pytest
 import structlog
 from click.testing import CliRunner, Result
 
+import killswitch
 from killswitch import stores
 from killswitch.cli import COMMANDS, cli
 from killswitch.cli.read_commands import HISTORY_TIMEOUT_MS
@@ -766,6 +767,27 @@ def test_config_show_prints_the_settings_in_force(run: Run, url: str) -> None:
 def test_config_schema_is_json(run: Run) -> None:
     """config schema prints a JSON schema."""
     assert json.loads(run("config", "schema").stdout)["title"]
+
+
+def test_a_package_that_took_our_name_stops_no_freeze(tmp_path: Path, url: str) -> None:
+    """ONE VOICE FREEZES: where somebody else's distribution wrote over ``killswitch/__init__.py``."""
+    theirs = tmp_path / "killswitch" / "__init__.py"
+    theirs.parent.mkdir()
+    theirs.write_text(f"__path__ = [{str(Path(killswitch.__file__).parent)!r}]\n")
+    code = (
+        "import sys, killswitch; from click.testing import CliRunner; from killswitch.cli import cli\n"
+        "assert not hasattr(killswitch, 'Gate')\n"
+        f"words = ['--store', {url!r}, '--cluster', 'c']\n"
+        "with __import__('killswitch.stores', fromlist=['open_store']).open_store(words[1]):\n"
+        "    assert CliRunner().invoke(cli, [*words, 'init']).exit_code == 0\n"
+        "    sys.exit(CliRunner().invoke(cli, [*words, 'freeze', '--reason', 'r', '--no-wait']).exit_code)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == 3, done.stderr
 
 
 def test_gate_include_is_where_the_c_header_is(run: Run) -> None:
