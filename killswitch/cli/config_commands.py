@@ -29,16 +29,24 @@ def check(context: CommandContext, risk_limits: Path | None, risk_rules: Path | 
     """
     from killswitch.cli.risk_files import check_risk_files
     from killswitch.core.permit import worst_case
+    from killswitch.settings.settings_file import SettingsFileError
     from killswitch.stores import lease_slack_ms
 
-    settings = context.settings()
+    faults: list[str] = []
+    try:
+        settings = context.settings()
+    except SettingsFileError as error:
+        faults += error.faults
+        settings = context.sound_settings()
     slacks_ms = []
     for url in settings.stores:
         try:
             slacks_ms.append(lease_slack_ms(url))
         except ValueError as error:
-            raise CommandError(f"store: {error}", EXIT_USAGE) from error
-    risk = check_risk_files(settings, risk_limits, risk_rules)
+            faults.append(f"store: {error}")
+    risk = check_risk_files(settings, risk_limits, risk_rules, faults)
+    if faults:
+        raise CommandError("\n".join(faults), EXIT_USAGE)
     # Each store has coordinators of its own, so what holds for all is what holds where a lease ends latest.
     bounds = worst_case(settings.timing.to_core(), lease_slack_ms=max(slacks_ms))
     if context.wants_json:

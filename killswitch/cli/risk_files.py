@@ -32,18 +32,22 @@ class CheckedFile:
         return {"path": str(self.path), "sentence": self.sentence, "notes": list(self.notes)}
 
 
-def check_risk_files(settings: Settings, limits_path: Path | None, rules_path: Path | None) -> list[CheckedFile]:
+def check_risk_files(
+    settings: Settings, limits_path: Path | None, rules_path: Path | None, faults: list[str]
+) -> list[CheckedFile]:
     """Check the files that were named, else those of the settings.
 
-    Raises:
-        CommandError: with every fault of both files, exit code 2.
+    Args:
+        settings: which files an agent has.
+        limits_path: the file of limits.
+        rules_path: the file of rules.
+        faults: takes one sentence for each thing that is wrong with them.
     """
     from killswitch.risk.exposure.policy_settings import load_risk_rules
 
     named = settings.agent.in_cluster(settings.cluster)
     if limits_path is None and rules_path is None:
         limits_path, rules_path = (None if one is None else Path(one) for one in (named.risk_limits, named.risk_rules))
-    faults: list[str] = []
     checked = []
     if limits_path is not None:
         limits = _read(lambda: _limits_with_rules(limits_path), faults)
@@ -56,8 +60,6 @@ def check_risk_files(settings: Settings, limits_path: Path | None, rules_path: P
         if rules is not None:
             _read(lambda: _calendar(rules), faults, f"{rules_path}: session.calendar: ")
             checked.append(CheckedFile("risk_rules", rules_path, _rules_sentence(rules), _rules_notes(rules)))
-    if faults:
-        raise CommandError("\n".join(faults), EXIT_USAGE)
     return checked
 
 

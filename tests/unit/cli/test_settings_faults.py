@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -187,6 +189,37 @@ def test_what_writes_settings_down_or_runs_by_them_refuses_any_fault(run: Run, c
         assert (result.exit_code, result.stdout) == (2, ""), command
         assert "timing: 3 * renew_every_ms" in result.stderr
         assert "coordinator.rules.drawdown.hard_usd" in result.stderr
+
+
+def test_the_check_tells_everything_at_once(run: Run, tmp_path: Path) -> None:
+    """What is wrong in the files of limits is told beside what is wrong in the settings, each with its place."""
+    limits = tmp_path / "limits.yaml"
+    limits.write_text("max_daily_drawdown: 2\n", encoding="utf-8")
+    text = f"clustr: c\ncoordinator: {{rulez: {{}}}}\nagent: {{risk_limits: '{limits}'}}\ntiming: {{}}\ntiming: {{}}"
+    result = run(text, "config", "check")
+    assert (result.exit_code, result.stdout) == (2, "")
+    told = [line.removeprefix("Error: ").split(":")[:3] for line in result.stderr.splitlines()]
+    assert [(Path(path).name, line, setting.strip()) for path, line, setting in told] == [
+        ("k.yaml", "6", "timing"),
+        ("k.yaml", "3", "coordinator.rulez"),
+        ("k.yaml", "2", "clustr"),
+        ("limits.yaml", "1", "max_daily_drawdown"),
+    ]
+
+
+def test_a_freeze_does_not_load_what_only_sections_in_the_environment_need() -> None:
+    """Loading pydantic-settings takes a fifth of a second, and a freeze is in a hurry."""
+    code = (
+        "import os, sys; os.environ['KILLSWITCH_CLUSTER'] = 'c'\n"
+        "from killswitch.settings.config import load_settings\n"
+        "assert load_settings(None).cluster == 'c'\n"
+        "assert 'pydantic_settings' not in sys.modules\n"
+        "os.environ['KILLSWITCH_TIMING__PERMIT_TTL_MS'] = '1900'\n"
+        "assert load_settings(None).timing.permit_ttl_ms == 1900\n"
+        "assert 'pydantic_settings' in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_timing_of_the_file_holds_where_the_fault_is_elsewhere(tmp_path: Path) -> None:
