@@ -34,42 +34,48 @@ Minutes = Annotated[float, Field(strict=True, ge=0, le=1_440)]
 Derisk = Literal["none", "soft"]
 MarkSeverity = Literal["warning", "unknown"]
 
+_Target = Annotated[Percentage, Tighter.LOWER, Field(description="Per cent of equity. What the bucket should hold.")]
+_Most = Annotated[
+    Percentage,
+    Tighter.LOWER,
+    Field(description="Per cent of equity. The most it may hold; exactly this is allowed."),
+]
+_Tolerance = Annotated[
+    Percentage, Tighter.LOWER, Field(description="Per cent of equity. Gross exposure that already counts.")
+]
+_AtTolerance = Annotated[
+    Derisk, Tighter.LATER_WORD, Field(description="none or soft. What is asked for at the tolerance.")
+]
+# A regime that begins sooner is stricter sooner, since no regime is looser than the one before it.
+_AfterOpen = Annotated[Minutes, Tighter.LOWER, Field(description="Minutes. Begins this long after the open.")]
+_ToClose = Annotated[Minutes, Tighter.HIGHER, Field(description="Minutes. Begins this long before the close.")]
 
-class LongTermBucket(Section):
+
+class Bucket(Section):
+    """A bucket of positions: what it should hold, and the most."""
+
+    target_pct: _Target
+    max_pct: _Most
+
+    def faults(self) -> list[str]:
+        """Return whether target and most stand in the wrong order."""
+        if self.target_pct <= self.max_pct:
+            return []
+        return [f"target_pct ({self.target_pct:g}) must be at most max_pct ({self.max_pct:g})"]
+
+
+class LongTermBucket(Bucket):
     """The bucket of positions that are held for long."""
 
-    target_pct: Annotated[Percentage, Tighter.LOWER] = Field(
-        80.0, description="Per cent of equity. What the bucket should hold."
-    )
-    max_pct: Annotated[Percentage, Tighter.LOWER] = Field(
-        90.0, description="Per cent of equity. The most it may hold; exactly this is allowed."
-    )
-
-    def faults(self) -> list[str]:
-        """Return whether target and most stand in the wrong order."""
-        return bucket_faults(self.target_pct, self.max_pct)
+    target_pct: _Target = 80.0
+    max_pct: _Most = 90.0
 
 
-class MarketMakingBucket(Section):
+class MarketMakingBucket(Bucket):
     """The bucket of pure market-making."""
 
-    target_pct: Annotated[Percentage, Tighter.LOWER] = Field(
-        20.0, description="Per cent of equity. What the bucket should hold."
-    )
-    max_pct: Annotated[Percentage, Tighter.LOWER] = Field(
-        30.0, description="Per cent of equity. The most it may hold; exactly this is allowed."
-    )
-
-    def faults(self) -> list[str]:
-        """Return whether target and most stand in the wrong order."""
-        return bucket_faults(self.target_pct, self.max_pct)
-
-
-def bucket_faults(target_pct: float, max_pct: float) -> list[str]:
-    """Return the sentence for a target above the most."""
-    if target_pct <= max_pct:
-        return []
-    return [f"target_pct ({target_pct:g}) must be at most max_pct ({max_pct:g})"]
+    target_pct: _Target = 20.0
+    max_pct: _Most = 30.0
 
 
 class BucketSettings(Section):
@@ -163,68 +169,42 @@ class SessionSettings(Section):
 class OpenRegime(Section):
     """From the open on."""
 
-    tolerance_pct: Annotated[Percentage, Tighter.LOWER] = Field(
-        125.0, description="Per cent of equity. Gross exposure that already counts."
-    )
-    derisk: Annotated[Derisk, Tighter.LATER_WORD] = Field(
-        "none", description="none or soft. What is asked for at the tolerance."
-    )
+    tolerance_pct: _Tolerance = 125.0
+    derisk: _AtTolerance = "none"
 
 
 class EarlyRegime(Section):
     """After the first minutes."""
 
-    from_minutes_after_open: Annotated[Minutes, Tighter.LOWER] = Field(
-        30.0, description="Minutes. Begins this long after the open."
-    )
-    tolerance_pct: Annotated[Percentage, Tighter.LOWER] = Field(
-        125.0, description="Per cent of equity. Gross exposure that already counts."
-    )
-    derisk: Annotated[Derisk, Tighter.LATER_WORD] = Field(
-        "none", description="none or soft. What is asked for at the tolerance."
-    )
+    from_minutes_after_open: _AfterOpen = 30.0
+    tolerance_pct: _Tolerance = 125.0
+    derisk: _AtTolerance = "none"
 
 
 class MidRegime(Section):
     """The middle of the day; all day at a venue that never closes."""
 
-    from_minutes_after_open: Annotated[Minutes, Tighter.LOWER] = Field(
-        120.0, description="Minutes. Begins this long after the open."
-    )
-    tolerance_pct: Annotated[Percentage, Tighter.LOWER] = Field(
-        120.0, description="Per cent of equity. Gross exposure that already counts."
-    )
-    derisk: Annotated[Derisk, Tighter.LATER_WORD] = Field(
-        "soft", description="none or soft. What is asked for at the tolerance."
-    )
+    from_minutes_after_open: _AfterOpen = 120.0
+    tolerance_pct: _Tolerance = 120.0
+    derisk: _AtTolerance = "soft"
 
 
 class LateRegime(Section):
     """The last quarter of an hour: from 16:15 where the close is at 16:30."""
 
-    from_minutes_to_close: Annotated[Minutes, Tighter.HIGHER] = Field(
-        15.0, description="Minutes. Begins this long before the close."
-    )
-    tolerance_pct: Annotated[Percentage, Tighter.LOWER] = Field(
-        115.0, description="Per cent of equity. Gross exposure that already counts."
-    )
-    derisk: Annotated[Derisk, Tighter.LATER_WORD] = Field(
-        "soft", description="none or soft. What is asked for at the tolerance."
-    )
+    from_minutes_to_close: _ToClose = 15.0
+    tolerance_pct: _Tolerance = 115.0
+    derisk: _AtTolerance = "soft"
 
 
 class CloseRegime(Section):
     """The close itself, and all the time that the market is closed."""
 
-    from_minutes_to_close: Annotated[Minutes, Tighter.HIGHER] = Field(
-        2.0, description="Minutes. Begins this long before the close."
-    )
+    from_minutes_to_close: _ToClose = 2.0
     hard_from_minutes_to_close: Annotated[Minutes, Tighter.HIGHER] = Field(
         2.0, description="Minutes. From this long before the close the tolerance asks for a hard derisk."
     )
-    tolerance_pct: Annotated[Percentage, Tighter.LOWER] = Field(
-        100.0, description="Per cent of equity. Gross exposure that already counts."
-    )
+    tolerance_pct: _Tolerance = 100.0
     derisk: Annotated[Derisk, Tighter.LATER_WORD] = Field(
         "soft", description="none or soft. What is asked for until it is hard."
     )
