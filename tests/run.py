@@ -39,6 +39,7 @@ class Group:
             it is replaced, too, when a test takes it with it. None where the tests must run in pytest's own process.
         dist: what a worker takes at a time: a whole file, whose tests share what they start, or one test.
         beside: it waits much more than it works, and runs beside the groups that follow.
+        index: it needs an index of packages.
         images: it needs a Docker daemon, and images of these servers.
         project_image: it needs an image of the project, too, and a daemon on this machine.
     """
@@ -47,6 +48,7 @@ class Group:
     workers: int = 1
     dist: str = "loadfile"
     beside: bool = False
+    index: bool = False
     images: tuple[str, ...] = ()
     project_image: bool = False
 
@@ -56,6 +58,8 @@ GROUPS = {
     "conformance": Group(("tests/conformance", "-m", "not docker"), workers=min(CORES, 2), beside=True),
     # Each of its tests starts a cluster of its own, and waits more than it works.
     "cluster": Group(("tests/cluster", "-m", "not docker"), workers=min(CORES + 1, 6), dist="worksteal"),
+    # Environments into which pip installs: one at a time.
+    "packaging": Group(("tests/packaging",), beside=True, index=True),
     # Their servers are containers of a file or of a worker; two at a time are what two processors carry.
     "docker": Group(("tests", "-m", "docker"), workers=min(CORES, 2), images=SERVER_IMAGES),
     # One cluster of some thirty containers at a time, judged by its times; the process that made it removes it.
@@ -119,6 +123,10 @@ def why_not(group: Group) -> str:
 
     Images that are missing are pulled or built here, once, before the first test asks for them.
     """
+    if group.index:
+        from tests.support.package_index import why_no_index  # noqa: PLC0415 - it is asked once, and only for this
+
+        return why_no_index()
     if not group.images:
         return ""
     import pytest  # noqa: PLC0415 - the other groups, and the list of groups, need none of these
