@@ -136,7 +136,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(STEPS)
 def test_the_page_is_open_just_when_every_store_allows_it(steps: list[tuple[int, str, frozenset[str], int]]) -> None:
     """The law, over any order of changes: open means that every store has told its flag, each permit runs and nobody,
