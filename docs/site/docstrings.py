@@ -14,6 +14,8 @@ from typing import Any
 from griffe import AliasResolutionError, Attribute, Class, Extension, Function, Module, NameResolutionError, Object
 
 ROLE = re.compile(r":(?:attr|class|data|func|meth|mod):`(~?)([^`<>]+)`")
+SHARED = re.compile(r"^( +)(\w+(?:, \w+)+): (.*(?:\n\1 +.*)*)$", re.MULTILINE)
+"""Several arguments, attributes or errors with one text: the source says it once, the page at each name."""
 LITERAL = re.compile(r"::$", re.MULTILINE)
 
 
@@ -25,13 +27,18 @@ def full_name(owner: Object, name: str) -> str:
         return name
 
 
+def _at_each_name(found: re.Match[str]) -> str:
+    indent, names, text = found.groups()
+    return "\n".join(f"{indent}{name}: {text}" for name in names.split(", "))
+
+
 class Roles(Extension):
     """Rewrites every docstring once, as soon as its owner is known."""
 
     def _rewrite(self, owner: Object) -> None:
         if owner.docstring is not None:
             linked = ROLE.sub(lambda role: self._link(owner, *role.groups()), owner.docstring.value)
-            owner.docstring.value = LITERAL.sub(":", linked)
+            owner.docstring.value = LITERAL.sub(":", SHARED.sub(_at_each_name, linked))
 
     def _link(self, owner: Object, short: str, name: str) -> str:
         shown = name.rpartition(".")[2] if short else name

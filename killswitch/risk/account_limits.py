@@ -1,7 +1,7 @@
 """Settings of the account monitor: drawdown and leverage, each with a warning and a hard level.
 
-The names are those of the seed system; for some there is a second name that says the unit. Either may be written, never
-both. The settings that are the circuit breaker's stand in the same file, as they did there.
+The names are those that its users know; for some there is a second name that says the unit. Either may be written,
+never both. The settings of the circuit breaker stand in the same file.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """``config/risk_limits.yaml``: every limit of a node and of its trading processes in one file.
 
-The account's settings stand at the top level under the names of section B of the seed systems; everything else has a
+The account's settings stand at the top level under the names that its users know; everything else has a
 section of its own. A section that is absent is off. One file serves the agent (account, figures, rules of the node)
 and every trading process (orders, pre-trade controls, rules of orders): whoever reads it takes its part.
 """
@@ -33,7 +33,7 @@ ORDER_OTHER_NAMES: Final[Mapping[str, str]] = {
     "max_inventory_usd": "max_inventory_usd_per_symbol",
     "max_total_notional": "max_total_notional_usd",
 }
-"""Names of the earlier version of the seed's limits -> the name that they have here."""
+"""Names that the limits had in an earlier version -> the name that they have here."""
 
 
 class OrderLimitSettings(NodeLimits):

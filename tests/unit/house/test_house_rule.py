@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -131,6 +132,15 @@ def test_nothing_has_a_name_that_says_nothing() -> None:
     """A module or folder called utils is where things go whose place nobody has thought about."""
     paths = [path.relative_to(ROOT) for folder in (*PRODUCT, "tests") for path in (ROOT / folder).rglob("*.py")]
     assert [str(path) for path in paths if SAYS_NOTHING & {*path.parts, path.stem}] == []
+
+
+def test_no_text_names_the_note_that_asked_for_it() -> None:
+    """Code, tests and documents say what a thing does; a letter of a note that nobody has says nothing."""
+    note = re.compile(r"seed system|the seeds?'|[Ss]ection [A-H]\b")
+    paths = [path for folder in (*PRODUCT, "tests", "docs", "config") for path in (ROOT / folder).rglob("*.*")]
+    texts = [path for path in paths if path.suffix in {".py", ".md", ".toml", ".yaml"} and path != Path(__file__)]
+    found = [str(path.relative_to(ROOT)) for path in texts if note.search(path.read_text(encoding="utf-8"))]
+    assert found == []
 
 
 def answers_for_itself(handler: ast.ExceptHandler) -> bool:
