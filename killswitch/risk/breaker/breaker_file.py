@@ -18,7 +18,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from killswitch.clock import NowNs, WallClock, boot_id
+from killswitch.clock import NowNs, WallClock, boot_id, time_or_unknown
 from killswitch.cluster.records import first_fault
 from killswitch.durable_file import replace_file
 from killswitch.risk.breaker.breaker_machine import BreakerMode, BreakerState, Cause, rebased
@@ -98,7 +98,9 @@ class StateFile:
             StateFileFault: it cannot be written; what stood there may still stand there.
         """
         try:
-            body = _FileRecord(v=1, utc=self._wall_clock(), clock=clock_identity(), state=StateRecord.from_core(state))
+            body = _FileRecord(
+                v=1, utc=time_or_unknown(self._wall_clock), clock=clock_identity(), state=StateRecord.from_core(state)
+            )
             replace_file(self.path, json.dumps(body.model_dump(mode="json"), indent=1, sort_keys=True).encode() + b"\n")
             kept = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:

@@ -19,7 +19,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from killswitch.clock import WallClock, wall_now
+from killswitch.clock import WallClock, time_or_unknown, wall_now
 from killswitch.cluster.records import first_fault
 from killswitch.durable_file import replace_file
 from killswitch.risk.events import MONITOR_ERROR
@@ -171,7 +171,7 @@ class ProcessState:
         state = self._state()
         if state == self._written:
             return
-        body = _StateRecord(v=1, saved_at=self._wall_clock(), **state)
+        body = _StateRecord(v=1, saved_at=time_or_unknown(self._wall_clock), **state)
         raw = json.dumps(dict(body), indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(self.path, raw)

@@ -412,8 +412,7 @@ def make(rules: BreakerSettings | None = None, clock: Any = None, **changes: Any
     return CircuitBreaker(
         rules,
         clock=clock if clock is not None else HandClock(START_NS),
-        wall_clock=lambda: NOW,
-        **{"registry": CollectorRegistry(), **changes},
+        **{"wall_clock": lambda: NOW, "registry": CollectorRegistry(), **changes},
     )
 
 
@@ -641,6 +640,14 @@ def test_a_state_file_of_the_first_version_is_read_and_written_as_before(tmp_pat
     before, after = (json.loads(text) | {"clock": ""} for text in (AS_WRITTEN_BEFORE, path.read_text()))
     assert after == before
     assert len(path.read_text().splitlines()) == len(AS_WRITTEN_BEFORE.splitlines())
+
+
+def test_a_clock_for_people_that_fails_keeps_no_engagement_from_the_file(tmp_path: Path) -> None:
+    rules = shared(tmp_path)
+    breaker = make(rules, wall_clock=lambda: str(1 / 0))
+    assert breaker.engage("stop")
+    assert make(rules).state is ENGAGED
+    assert json.loads((tmp_path / "breaker.json").read_text())["utc"] == "unknown"
 
 
 def test_a_reason_that_utf_8_cannot_hold_is_written_and_read(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from killswitch.risk import ProcessLimits
+from killswitch.risk import ProcessLimits, load_risk_limits
 from killswitch.risk.events import FreezeEvent
 from killswitch.risk.process.process_state import StateUnwritable
 from tests.support.waiting import wait_until
@@ -222,6 +222,17 @@ def test_a_state_that_cannot_be_written_any_more_is_said_and_stops_no_order(desk
     wait_until(lambda: not process.faults(), what="the fault to end")
     assert desk.file()["controls"]["disabled"] == {"maker": 2}
     assert [line["event"] for line in logs].count("state not written") == 1
+
+
+def test_a_clock_for_people_that_fails_keeps_no_state_from_the_file(desk: Desk) -> None:
+    limits = load_risk_limits(desk.limits_path)
+    process = ProcessLimits(
+        limits, state_path=desk.state_path, wall_clock=lambda: str(1 / 0), registry=CollectorRegistry()
+    )
+    desk.started.append(process)
+    desk.disable(process)
+    desk.wait_for("controls", "disabled", says={"maker": 2})
+    assert desk.file()["saved_at"] == "unknown"
 
 
 PROGRAM = """
