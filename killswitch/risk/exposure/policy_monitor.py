@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 from prometheus_client import CollectorRegistry
@@ -156,7 +156,7 @@ class PolicyMonitor:
             regime, minutes = regime_at(moment, self._table.rules.regimes), moment.minutes_to_close
         mode, reason = decide_for(self._table, figures, regime, minutes)
         if why:
-            reason = _because(reason, why)
+            reason = replace(reason, sentence=f"{reason.sentence} ({why})")
         return PolicyDecision(mode, reason, restriction_of(mode, reason), moment, figures)
 
     def _look(self) -> tuple[SessionMoment, ExposureFigures | None, str]:
@@ -210,18 +210,4 @@ def decide_for(
         mm.current_pct,
         mm.potential_pct,
         minutes_to_close,
-    )
-
-
-def _because(reason: PolicyReason, why: str) -> PolicyReason:
-    """The same reason with what was not known said in its sentence."""
-    return PolicyReason(
-        reason.kind,
-        reason.figure,
-        reason.value,
-        reason.limit,
-        reason.regime,
-        reason.bucket,
-        f"{reason.sentence} ({why})",
-        reason.inputs,
     )

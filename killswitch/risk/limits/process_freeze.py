@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry
 
-from killswitch.clock import WallClock
+from killswitch.clock import WallClock, time_or_unknown
 from killswitch.link.messages import CancelResult
 from killswitch.risk.events import MONITOR_ERROR, FreezeEvent, FreezeTrigger, json_figures
 from killswitch.risk.metrics import freeze_counter
@@ -186,7 +186,4 @@ class ProcessFreeze:
 
     def time(self) -> str:
         """The present time for people, ``unknown`` when the clock fails."""
-        try:
-            return self._wall_clock()
-        except Exception:  # a clock for people must not stop a freeze
-            return "unknown"
+        return time_or_unknown(self._wall_clock)
