@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import Field, StrictStr, ValidationError
 
 from killswitch.risk.breaker.breaker_settings import BreakerSettings
-from killswitch.settings.section import CountToMillion, MsOfDay, SymbolName, Tighter
+from killswitch.settings.section import CountToMillion, Fewer, LaterWord, Lower, MsOfDay, Neither, SymbolName
 from killswitch.settings.settings_file import read_settings_file
 
 DAY_SECONDS: Final = 86_400
@@ -43,53 +43,49 @@ class AccountLimits(BreakerSettings):
 
     other_names: ClassVar[Mapping[str, str]] = OTHER_NAMES
 
-    max_daily_drawdown: Annotated[_Share, Tighter.LOWER] = Field(
+    max_daily_drawdown: Lower[_Share] = Field(
         0.02,
         description="Ratio. Hard: part of the day's highest equity that may be lost; 0.02 is 2 %. At it the breaker "
         "engages.",
     )
-    drawdown_warning: Annotated[_Share, Tighter.LOWER] = Field(
+    drawdown_warning: Lower[_Share] = Field(
         0.01, description="Ratio. Warn from this part of the day's highest equity on."
     )
-    max_account_leverage: Annotated[_Times, Tighter.LOWER] = Field(
+    max_account_leverage: Lower[_Times] = Field(
         5.0, description="Ratio. Hard: total exposure over equity. At it the breaker engages."
     )
-    leverage_warning: Annotated[_Times, Tighter.LOWER] = Field(
-        3.0, description="Ratio. Warn from this many times the equity on."
-    )
-    reported_leverage_cap: Annotated[_Times, Tighter.NEITHER] = Field(
+    leverage_warning: Lower[_Times] = Field(3.0, description="Ratio. Warn from this many times the equity on.")
+    reported_leverage_cap: Neither[_Times] = Field(
         10.0, description="Ratio. Largest leverage that is shown; decisions use the true one, which may have no bound."
     )
-    day_start_utc: Annotated[StrictStr, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$"), Tighter.NEITHER] = Field(
+    day_start_utc: Neither[Annotated[StrictStr, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]] = Field(
         "00:00", description="When a day begins, HH:MM in UTC: from here the highest equity is counted anew."
     )
-    known_symbols: Annotated[tuple[SymbolName, ...] | None, Tighter.FEWER] = Field(
+    known_symbols: Fewer[tuple[SymbolName, ...] | None] = Field(
         None, max_length=100_000, description="A tick or fill of another symbol is a breach; none named: all are known."
     )
-    max_symbols: Annotated[CountToMillion, Tighter.LOWER] = Field(
+    max_symbols: Lower[CountToMillion] = Field(
         10_000, description="Count. Most symbols held at once; one more is a breach."
     )
-    forensics_kept: Annotated[CountToMillion, Tighter.NEITHER] = Field(
+    forensics_kept: Neither[CountToMillion] = Field(
         1_000, description="Count. Newest engagements kept with the account before and after."
     )
-    days_kept: Annotated[CountToMillion, Tighter.NEITHER] = Field(
-        400, description="Count. Newest days kept with their lowest point."
-    )
-    mark_max_age_ms: Annotated[MsOfDay | None, Tighter.LOWER] = Field(
+    days_kept: Neither[CountToMillion] = Field(400, description="Count. Newest days kept with their lowest point.")
+    mark_max_age_ms: Lower[MsOfDay | None] = Field(
         60_000,
         description="Milliseconds that the newest mark of a symbol that is held may be old; its fills count as marks "
         "until a first one comes. Null: not asked. The node's own account does not ask: its marks come with the "
         "reports of its routers.",
     )
-    mark_missing: Annotated[MarkSeverity, Tighter.LATER_WORD] = Field(
+    mark_missing: LaterWord[MarkSeverity] = Field(
         "engage",
         description="warning or engage. What a symbol does of which no mark has ever come and whose last fill is older "
         "than that; engage is a bad reading of class data.",
     )
-    mark_stale: Annotated[MarkSeverity, Tighter.LATER_WORD] = Field(
+    mark_stale: LaterWord[MarkSeverity] = Field(
         "engage", description="warning or engage. What a symbol does whose newest mark is older than that."
     )
-    log_interval_seconds: Annotated[float, Field(strict=True, ge=0, le=DAY_SECONDS), Tighter.NEITHER] = Field(
+    log_interval_seconds: Neither[Annotated[float, Field(strict=True, ge=0, le=DAY_SECONDS)]] = Field(
         1.0, description="At most one line in the log for each kind of warning in this time, in seconds."
     )
 

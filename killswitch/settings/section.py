@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Final, Self, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Final, Self, TypeVar, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -37,7 +37,8 @@ SymbolName = Annotated[StrictStr, Field(min_length=1, max_length=128)]
 
 
 class Tighter(enum.Enum):
-    """Which way a setting that changes while a process runs gets tighter. It stands outermost beside the field's type.
+    """Which way a setting that changes while a process runs gets tighter. It stands outermost around the
+    type of its field: ``Lower[Usd | None]``.
 
     What tightens holds at once, also of a file that is not sound; what loosens only with a file that is sound as a
     whole.
@@ -53,6 +54,16 @@ class Tighter(enum.Enum):
     LATER_WORD = "one word of several, the mildest first in its type; any word is tighter than none"
     NEITHER = "neither way, or not told by one number: taken with the whole file alone"
     NEW_START = "it cannot change while a process runs, nor can anything of the section that it is"
+
+
+_T = TypeVar("_T")
+Lower = Annotated[_T, Tighter.LOWER]
+LowerOnlyBelow = Annotated[_T, Tighter.LOWER_ONLY_BELOW]
+Higher = Annotated[_T, Tighter.HIGHER]
+Fewer = Annotated[_T, Tighter.FEWER]
+LaterWord = Annotated[_T, Tighter.LATER_WORD]
+Neither = Annotated[_T, Tighter.NEITHER]
+NewStart = Annotated[_T, Tighter.NEW_START]
 
 
 class Section(BaseModel):
@@ -104,13 +115,13 @@ class Section(BaseModel):
 class NodeLimits(Section):
     """The three limits of inventory and edge; an absent one is off."""
 
-    max_inventory_usd_per_symbol: Annotated[PositiveFloat | None, Tighter.LOWER] = Field(
+    max_inventory_usd_per_symbol: Lower[PositiveFloat | None] = Field(
         None, description="USD of notional in one symbol; soft."
     )
-    max_total_notional_usd: Annotated[PositiveFloat | None, Tighter.LOWER] = Field(
+    max_total_notional_usd: Lower[PositiveFloat | None] = Field(
         None, description="USD of notional over all symbols; soft."
     )
-    edge_freeze_threshold_bps: Annotated[FiniteFloat | None, Tighter.HIGHER] = Field(
+    edge_freeze_threshold_bps: Higher[FiniteFloat | None] = Field(
         None, description="Basis points. An expected net edge strictly below this freezes."
     )
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from killswitch.settings.section import CountToMillion, Section, Tighter
+from killswitch.settings.section import CountToMillion, Fewer, Higher, LaterWord, Lower, Neither, NewStart, Section
 
 NS_PER_SECOND = 1_000_000_000
 A_YEAR_SECONDS = 31_536_000.0
@@ -40,73 +40,63 @@ SensedClass = Literal["network", "data", "edge", "position", "drawdown"]
 class Confirmations(Section):
     """Bad readings, after the first, that latch an engagement; 0: the first one latches."""
 
-    network: Annotated[CountOrNone, Tighter.LOWER] = Field(2, description="Count, of the class network.")
-    data: Annotated[CountOrNone, Tighter.LOWER] = Field(
+    network: Lower[CountOrNone] = Field(2, description="Count, of the class network.")
+    data: Lower[CountOrNone] = Field(
         2, description="Count, of the class data: prices that are missing or make no sense."
     )
-    edge: Annotated[CountOrNone, Tighter.LOWER] = Field(2, description="Count, of the class edge.")
-    position: Annotated[CountOrNone, Tighter.LOWER] = Field(
-        0, description="Count, of the class position: leverage and inventory."
-    )
-    drawdown: Annotated[CountOrNone, Tighter.LOWER] = Field(0, description="Count, of the class drawdown.")
+    edge: Lower[CountOrNone] = Field(2, description="Count, of the class edge.")
+    position: Lower[CountOrNone] = Field(0, description="Count, of the class position: leverage and inventory.")
+    drawdown: Lower[CountOrNone] = Field(0, description="Count, of the class drawdown.")
 
 
 class BreakerSettings(Section):
     """Every setting of a circuit breaker."""
 
-    kill_switch_mode: Annotated[Literal["auto", "manual"], Tighter.LATER_WORD] = Field(
+    kill_switch_mode: LaterWord[Literal["auto", "manual"]] = Field(
         "auto",
         description="auto: transient classes recover by themselves. manual: every class waits for a person. In both a "
         "breach engages by itself.",
     )
-    recovery_cooldown_seconds: Annotated[Seconds, Tighter.HIGHER] = Field(
+    recovery_cooldown_seconds: Higher[Seconds] = Field(
         60.0, description="Cool-down of the first engagement, in seconds; it doubles with each repeat."
     )
-    max_cooldown_seconds: Annotated[Seconds, Tighter.HIGHER] = Field(
-        3_600.0, description="Longest cool-down, in seconds."
-    )
-    backoff_reset_seconds: Annotated[Seconds, Tighter.HIGHER] = Field(
+    max_cooldown_seconds: Higher[Seconds] = Field(3_600.0, description="Longest cool-down, in seconds.")
+    backoff_reset_seconds: Higher[Seconds] = Field(
         3_600.0, description="This long safe without an engagement, in seconds, and the doubling starts over."
     )
-    transient_classes: Annotated[tuple[SensedClass, ...], Tighter.FEWER] = Field(
+    transient_classes: Fewer[tuple[SensedClass, ...]] = Field(
         ("network", "data"),
         max_length=5,
         description="Classes that may recover by themselves. An edge that collapsed waits for a person unless it is "
         "named here, as it does in RuntimeRiskMonitor.",
     )
-    recovery_good_readings: Annotated[CountToMillion, Tighter.HIGHER] = Field(
+    recovery_good_readings: Higher[CountToMillion] = Field(
         3, description="Count. Good readings in a row, after the cool-down and per class, that half-open it."
     )
-    half_open_probes: Annotated[CountToMillion, Tighter.LOWER] = Field(
-        5, description="Count. Orders that pass while it is half-open."
-    )
-    half_open_good_readings: Annotated[CountToMillion, Tighter.HIGHER] = Field(
+    half_open_probes: Lower[CountToMillion] = Field(5, description="Count. Orders that pass while it is half-open.")
+    half_open_good_readings: Higher[CountToMillion] = Field(
         5, description="Count. Good readings in a row while half-open that make it safe."
     )
     confirmations: Confirmations = Field(
         default_factory=Confirmations.model_construct,
         description="Counts of bad readings that latch a pause, by class.",
     )
-    provisional_hold_seconds: Annotated[Seconds, Tighter.HIGHER] = Field(
+    provisional_hold_seconds: Higher[Seconds] = Field(
         5.0,
         description="A pause that is not confirmed lifts itself this long after its last bad reading, in seconds, if "
         "its own sensor has said good since.",
     )
-    escalate_after_engagements: Annotated[CountToMillion, Tighter.LOWER] = Field(
+    escalate_after_engagements: Lower[CountToMillion] = Field(
         5, description="Count. This many engagements in the window, pauses included, and only a person releases."
     )
-    escalate_window_seconds: Annotated[Seconds, Tighter.HIGHER] = Field(
-        3_600.0, description="The window for that, in seconds."
-    )
-    state_file: Annotated[str | None, Tighter.NEW_START] = Field(
+    escalate_window_seconds: Higher[Seconds] = Field(3_600.0, description="The window for that, in seconds.")
+    state_file: NewStart[str | None] = Field(
         None, min_length=1, description="File that keeps the state over a restart and shares it between processes."
     )
-    file_lock: Annotated[bool, Tighter.NEW_START] = Field(
+    file_lock: NewStart[bool] = Field(
         True, strict=True, description="Lock the state file between processes; off where one process alone has it."
     )
-    lock_timeout_seconds: Annotated[Seconds, Tighter.NEITHER] = Field(
-        1.0, description="Longest wait for that lock, in seconds."
-    )
+    lock_timeout_seconds: Neither[Seconds] = Field(1.0, description="Longest wait for that lock, in seconds.")
 
     def faults(self) -> list[str]:
         """Return what does not fit together."""

@@ -13,7 +13,19 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, StrictStr
 
-from killswitch.settings.section import CountToMillion, MsOfDay, Section, SymbolName, Tighter, settings_schema
+from killswitch.settings.section import (
+    CountToMillion,
+    Higher,
+    LaterWord,
+    Lower,
+    MsOfDay,
+    Neither,
+    NewStart,
+    Section,
+    SymbolName,
+    Tighter,
+    settings_schema,
+)
 from killswitch.settings.settings_file import read_settings_file
 
 MAX_GROUPS: Final = 1_000
@@ -88,41 +100,41 @@ class BucketSettings(Section):
 class ExposureSettings(Section):
     """What is added up, and the most of all."""
 
-    gross_hard_cap_pct: Annotated[Percentage, Tighter.LOWER] = Field(
+    gross_hard_cap_pct: Lower[Percentage] = Field(
         130.0, description="Per cent of equity. From this gross exposure on: HARD_DERISK, at any time of day."
     )
     buckets: BucketSettings = Field(default_factory=BucketSettings, description="Target and most of each bucket.")
-    long_term_symbols: Annotated[list[SymbolName], Tighter.NEITHER] = Field(
+    long_term_symbols: Neither[list[SymbolName]] = Field(
         default_factory=list,
         max_length=MAX_SYMBOLS_IN_A_GROUP,
         description="Symbols whose positions the agent of a node counts to LT; all others are MM_PURE. A process that "
         "keeps a book of its own names the bucket with every fill instead.",
     )
-    groups: Annotated[dict[StrictStr, list[SymbolName]], Tighter.NEITHER] = Field(
+    groups: Neither[dict[StrictStr, list[SymbolName]]] = Field(
         default_factory=dict,
         max_length=MAX_GROUPS,
         description="Symbols of each group (sector, coin, country). Empty: no groups. With groups, a symbol that none "
         "of them names is a breach.",
     )
-    max_symbols: Annotated[CountToMillion, Tighter.NEITHER] = Field(
+    max_symbols: Neither[CountToMillion] = Field(
         100_000, description="Count. Most symbols that a book follows; one more is a breach."
     )
-    max_working_orders: Annotated[CountToMillion, Tighter.NEITHER] = Field(
+    max_working_orders: Neither[CountToMillion] = Field(
         100_000, description="Count. Most working orders that a book follows; one more is a breach."
     )
 
-    mark_max_age_ms: Annotated[MsOfDay | None, Tighter.LOWER] = Field(
+    mark_max_age_ms: Lower[MsOfDay | None] = Field(
         60_000,
         description="Milliseconds that a mark, or the Greeks, of a symbol that a book holds or has orders in may be "
         "old while the market is open; its fills and first orders count as marks until a first one comes. Null: not "
         "asked. The agent of a node does not ask: its marks come with the reports of its routers.",
     )
-    mark_missing: Annotated[MarkSeverity, Tighter.LATER_WORD] = Field(
+    mark_missing: LaterWord[MarkSeverity] = Field(
         "unknown",
         description="warning or unknown. What a symbol does of which no mark has ever come and whose last fill is "
         "older than that; unknown makes every percentage unknown, which freezes.",
     )
-    mark_stale: Annotated[MarkSeverity, Tighter.LATER_WORD] = Field(
+    mark_stale: LaterWord[MarkSeverity] = Field(
         "unknown", description="warning or unknown. What a symbol does whose newest mark is older than that."
     )
 
@@ -201,13 +213,11 @@ class CloseRegime(Section):
     """The close itself, and all the time that the market is closed."""
 
     from_minutes_to_close: _ToClose = 2.0
-    hard_from_minutes_to_close: Annotated[Minutes, Tighter.HIGHER] = Field(
+    hard_from_minutes_to_close: Higher[Minutes] = Field(
         2.0, description="Minutes. From this long before the close the tolerance asks for a hard derisk."
     )
     tolerance_pct: _Tolerance = 100.0
-    derisk: Annotated[Derisk, Tighter.LATER_WORD] = Field(
-        "soft", description="none or soft. What is asked for until it is hard."
-    )
+    derisk: LaterWord[Derisk] = Field("soft", description="none or soft. What is asked for until it is hard.")
 
     def faults(self) -> list[str]:
         """Return whether hard would begin before the regime does."""
@@ -250,13 +260,13 @@ class RegimeSettings(Section):
 class DeriskSettings(Section):
     """How a derisk is carried out."""
 
-    soft_price_offset_usd: Annotated[float, Field(strict=True, ge=0, le=1_000), Tighter.NEITHER] = Field(
+    soft_price_offset_usd: Neither[Annotated[float, Field(strict=True, ge=0, le=1_000)]] = Field(
         0.01, description="US dollars. A soft order is this much below (to sell) or above (to buy) the last trade."
     )
-    soft_margin_pct: Annotated[float, Field(strict=True, gt=0, le=100), Tighter.NEITHER] = Field(
+    soft_margin_pct: Neither[Annotated[float, Field(strict=True, gt=0, le=100)]] = Field(
         1.0, description="Per cent of equity. A soft derisk aims this far below the tolerance, which already counts."
     )
-    hard_step_ratio: Annotated[float, Field(strict=True, gt=0, le=1), Tighter.NEITHER] = Field(
+    hard_step_ratio: Neither[Annotated[float, Field(strict=True, gt=0, le=1)]] = Field(
         0.10, description="Ratio. Part of each position that one step of a hard derisk closes, across the spread."
     )
 
@@ -264,12 +274,10 @@ class DeriskSettings(Section):
 class RotationSettings(Section):
     """How much of the long-term inventory may serve small market-making."""
 
-    min_ratio: Annotated[Ratio, Tighter.NEITHER] = Field(
+    min_ratio: Neither[Ratio] = Field(
         0.10, description="Ratio of the LT inventory. As little as this is worth rotating."
     )
-    max_ratio: Annotated[Ratio, Tighter.NEITHER] = Field(
-        0.20, description="Ratio of the LT inventory. No more than this may be rotated."
-    )
+    max_ratio: Neither[Ratio] = Field(0.20, description="Ratio of the LT inventory. No more than this may be rotated.")
 
     def faults(self) -> list[str]:
         """Return whether least and most stand in the wrong order."""
@@ -282,9 +290,7 @@ class RiskRules(Section):
     """Everything in ``config/risk_rules.yaml``."""
 
     exposure: ExposureSettings = Field(default_factory=ExposureSettings, description="What is added up.")
-    session: Annotated[SessionSettings, Tighter.NEW_START] = Field(
-        default_factory=SessionSettings, description="Whose hours count."
-    )
+    session: NewStart[SessionSettings] = Field(default_factory=SessionSettings, description="Whose hours count.")
     regimes: RegimeSettings = Field(default_factory=RegimeSettings, description="The tolerance table.")
     derisk: DeriskSettings = Field(default_factory=DeriskSettings, description="How a derisk is carried out.")
     rotation: RotationSettings = Field(default_factory=RotationSettings, description="Inventory rotation.")

@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from killswitch.risk.node_rule import NodeLevel
-from killswitch.settings.section import MsOfDay, Section, Tighter, Usd
+from killswitch.settings.section import LaterWord, Lower, MsOfDay, NewStart, Section, Tighter, Usd
 from killswitch.settings.settings_diff import way_of
 
 MAX_PRICES_KEPT: Final = 100_000_000
@@ -27,37 +27,31 @@ class ValueAtRiskSettings(Section):
     that are independent and alike, which they are not on the days that this is for.
     """
 
-    confidence: Annotated[float, Field(strict=True, gt=0.5, lt=1), Tighter.NEW_START] = Field(
+    confidence: NewStart[Annotated[float, Field(strict=True, gt=0.5, lt=1)]] = Field(
         0.99, description="Ratio. Part of all steps in which no more than the value at risk is lost; 0.99 is 99 %."
     )
-    sample_every_ms: Annotated[MsOfDay, Tighter.NEW_START] = Field(
+    sample_every_ms: NewStart[MsOfDay] = Field(
         60_000, description="Milliseconds from one sample of all prices to the next; also the horizon of the figures."
     )
-    observations_kept: Annotated[_Count, Tighter.NEW_START] = Field(
-        500, description="Count. Newest returns that are kept for each symbol."
-    )
-    min_observations: Annotated[_Count, Tighter.NEW_START] = Field(
+    observations_kept: NewStart[_Count] = Field(500, description="Count. Newest returns that are kept for each symbol.")
+    min_observations: NewStart[_Count] = Field(
         250, description="Count. Fewer returns than this, and the figures are not to be trusted."
     )
-    max_age_ms: Annotated[MsOfDay, Tighter.NEW_START] = Field(
+    max_age_ms: NewStart[MsOfDay] = Field(
         60_000, description="Milliseconds. A price older than this is stale: it is not sampled, and not trusted."
     )
-    max_symbols: Annotated[_Count, Tighter.NEW_START] = Field(
-        10_000, description="Count. Most symbols followed; one more has no history."
-    )
-    measure: Annotated[Measure, Tighter.NEW_START] = Field(
+    max_symbols: NewStart[_Count] = Field(10_000, description="Count. Most symbols followed; one more has no history.")
+    measure: NewStart[Measure] = Field(
         "es", description="var or es. What both levels are held against: the larger of historical and parametric."
     )
-    warning_usd: Annotated[Usd | None, Tighter.LOWER] = Field(
-        None, description="US dollars. Warn from this much on; absent: no warning."
-    )
-    hard_usd: Annotated[Usd | None, Tighter.LOWER] = Field(
+    warning_usd: Lower[Usd | None] = Field(None, description="US dollars. Warn from this much on; absent: no warning.")
+    hard_usd: Lower[Usd | None] = Field(
         None, description="US dollars. From this much on: `hard`; absent: no hard level."
     )
-    hard: Annotated[Literal["pause", "reduce_only", "freeze"], Tighter.LATER_WORD] = Field(
+    hard: LaterWord[Literal["pause", "reduce_only", "freeze"]] = Field(
         "freeze", description="What reaching hard_usd does."
     )
-    unknown: Annotated[NodeLevel, Tighter.LATER_WORD] = Field(
+    unknown: LaterWord[NodeLevel] = Field(
         "pause",
         description="warning, pause, reduce_only or freeze. What figures that cannot be trusted do; too little history "
         "is one reason, unless nothing is held. With no hard_usd it is a warning, with no level nothing.",

@@ -21,7 +21,7 @@ from pydantic import Field, StrictStr
 from killswitch.clock import NowNs, now_ns
 from killswitch.risk.exact import EXACT, exact
 from killswitch.risk.order_inputs import finite_number, is_name
-from killswitch.settings.section import Ms, Section, SymbolName, Tighter, Usd
+from killswitch.settings.section import Lower, Ms, Neither, Section, SymbolName, Usd
 
 MINUTES_PER_DAY = 1_440
 MAX_SYMBOLS = 10_000
@@ -59,24 +59,24 @@ class VolatilityStep(Section):
 class LimitScheduleSettings(Section):
     """Limits by symbol, by time of day and by volatility. All of them tighten; of several the tightest holds."""
 
-    symbol_max_inventory_usd: Annotated[dict[SymbolName, Usd], Tighter.LOWER] = Field(
+    symbol_max_inventory_usd: Lower[dict[SymbolName, Usd]] = Field(
         default_factory=dict,
         description="USD. Limits of single symbols; where the monitor's own limit is lower, that one holds.",
         max_length=MAX_SYMBOLS,
     )
-    sessions: Annotated[tuple[SessionStep, ...], Tighter.NEITHER] = Field(
+    sessions: Neither[tuple[SessionStep, ...]] = Field(
         (), description="By time of day, earliest first; the last one goes on past midnight.", max_length=MAX_STEPS
     )
-    time_zone: Annotated[Annotated[StrictStr, Field(min_length=1, max_length=64)] | None, Tighter.NEITHER] = Field(
+    time_zone: Neither[Annotated[StrictStr, Field(min_length=1, max_length=64)] | None] = Field(
         None,
         description="Name of the time zone whose midnight the sessions count from, such as Europe/London. Absent: the "
         "process gives a session clock of its own; without one the tightest session holds all day.",
     )
-    volatility: Annotated[tuple[VolatilityStep, ...], Tighter.NEITHER] = Field(
+    volatility: Neither[tuple[VolatilityStep, ...]] = Field(
         (), description="By volatility of the symbol, calmest first; above the last the last percentage holds.",
         max_length=MAX_STEPS,
     )  # fmt: skip
-    volatility_max_age_ms: Annotated[Ms, Tighter.LOWER] = Field(
+    volatility_max_age_ms: Lower[Ms] = Field(
         60_000, description="Milliseconds. An older volatility counts as unknown: the tightest step holds."
     )
 

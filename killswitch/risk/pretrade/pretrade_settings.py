@@ -6,7 +6,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StrictStr
 
-from killswitch.settings.section import Bps, Count, Ms, Section, SymbolName, Tighter, Usd
+from killswitch.settings.section import (
+    Bps,
+    Count,
+    Fewer,
+    Higher,
+    LaterWord,
+    Lower,
+    LowerOnlyBelow,
+    Ms,
+    Neither,
+    Section,
+    SymbolName,
+    Usd,
+)
 
 MAX_SYMBOLS = 10_000
 
@@ -19,10 +32,10 @@ _Quantity = Annotated[float, Field(strict=True, gt=0)]
 class SymbolOrderSize(Section):
     """Limits of single orders in one symbol; what is absent is as for every symbol."""
 
-    max_quantity: Annotated[_Quantity | None, Tighter.LOWER_ONLY_BELOW] = Field(
+    max_quantity: LowerOnlyBelow[_Quantity | None] = Field(
         None, description="Units of the symbol. The most of one order in it."
     )
-    max_value_usd: Annotated[Usd | None, Tighter.LOWER_ONLY_BELOW] = Field(
+    max_value_usd: LowerOnlyBelow[Usd | None] = Field(
         None, description="USD. The most of one order in it, quantity times price."
     )
 
@@ -30,12 +43,8 @@ class SymbolOrderSize(Section):
 class OrderSizeSettings(Section):
     """Largest single order: RTS 6 Art. 15(1)(b) and (c). Exactly the limit passes."""
 
-    max_quantity: Annotated[_Quantity | None, Tighter.LOWER] = Field(
-        None, description="Units of the symbol; absent: no limit."
-    )
-    max_value_usd: Annotated[Usd | None, Tighter.LOWER] = Field(
-        None, description="USD, quantity times price; absent: no limit."
-    )
+    max_quantity: Lower[_Quantity | None] = Field(None, description="Units of the symbol; absent: no limit.")
+    max_value_usd: Lower[Usd | None] = Field(None, description="USD, quantity times price; absent: no limit.")
     symbols: dict[SymbolName, SymbolOrderSize] = Field(
         default_factory=dict, description="Limits of single symbols, instead of the two above.", max_length=MAX_SYMBOLS
     )
@@ -50,16 +59,16 @@ class OrderSizeSettings(Section):
 class PriceCollarSettings(Section):
     """How far a price may lie from the reference: RTS 6 Art. 15(1)(a), order by order and over time."""
 
-    max_deviation_bps: Annotated[Bps, Tighter.LOWER] = Field(
+    max_deviation_bps: Lower[Bps] = Field(
         ..., description="Basis points between an order's price and the newest reference."
     )
-    symbols_max_deviation_bps: Annotated[dict[SymbolName, Bps], Tighter.LOWER_ONLY_BELOW] = Field(
+    symbols_max_deviation_bps: LowerOnlyBelow[dict[SymbolName, Bps]] = Field(
         default_factory=dict, description="Basis points for single symbols, instead.", max_length=MAX_SYMBOLS
     )
-    over_time_bps: Annotated[Bps | None, Tighter.LOWER] = Field(
+    over_time_bps: Lower[Bps | None] = Field(
         None, description="Basis points between an order's price and every reference of the window; absent: not asked."
     )
-    window_ms: Annotated[Ms, Tighter.HIGHER] = Field(
+    window_ms: Higher[Ms] = Field(
         60_000, description="Milliseconds that the window reaches back at least; at most twice that."
     )
 
@@ -67,19 +76,15 @@ class PriceCollarSettings(Section):
 class ThrottleSettings(Section):
     """Messages a second: RTS 6 Art. 15(1)(d). Each limit is a token bucket that fills evenly."""
 
-    orders_per_s: Annotated[Count | None, Tighter.LOWER] = Field(
+    orders_per_s: Lower[Count | None] = Field(
         100, description="Count a second. New orders over all symbols; null: no limit."
     )
-    amends_per_s: Annotated[Count | None, Tighter.LOWER] = Field(
+    amends_per_s: Lower[Count | None] = Field(
         100, description="Count a second. Amendments over all symbols; null: no limit."
     )
-    symbol_orders_per_s: Annotated[Count | None, Tighter.LOWER] = Field(
-        None, description="Count a second. New orders in one symbol."
-    )
-    symbol_amends_per_s: Annotated[Count | None, Tighter.LOWER] = Field(
-        None, description="Count a second. Amendments in one symbol."
-    )
-    burst_s: Annotated[float, Field(strict=True, gt=0, le=3_600), Tighter.LOWER] = Field(
+    symbol_orders_per_s: Lower[Count | None] = Field(None, description="Count a second. New orders in one symbol.")
+    symbol_amends_per_s: Lower[Count | None] = Field(None, description="Count a second. Amendments in one symbol.")
+    burst_s: Lower[Annotated[float, Field(strict=True, gt=0, le=3_600)]] = Field(
         1.0, description="Seconds' worth of messages that may go at once after a pause: in any second at most (1 + "
         "burst_s) times the limit.",
     )  # fmt: skip
@@ -88,47 +93,39 @@ class ThrottleSettings(Section):
 class DuplicateSettings(Section):
     """Orders that are all the same: symbol, side, quantity and price."""
 
-    max_same_orders: Annotated[Count, Tighter.LOWER] = Field(
-        10, description="Count. Same orders within the window; one more is refused."
-    )
-    window_ms: Annotated[Ms, Tighter.HIGHER] = Field(
-        1_000, description="Milliseconds. How long an order counts for the same as another."
-    )
+    max_same_orders: Lower[Count] = Field(10, description="Count. Same orders within the window; one more is refused.")
+    window_ms: Higher[Ms] = Field(1_000, description="Milliseconds. How long an order counts for the same as another.")
 
 
 class RepeatedExecutionSettings(Section):
     """Executions of one strategy that no person has looked at: RTS 6 Art. 15(3)."""
 
-    max_executions: Annotated[Count, Tighter.LOWER] = Field(
+    max_executions: Lower[Count] = Field(
         ..., description="Count. Fills of one strategy; then it is disabled until a person acts."
     )
-    designated_staff: Annotated[
-        tuple[Annotated[StrictStr, Field(min_length=1, max_length=128)], ...], Tighter.NEITHER
-    ] = Field((), description="Who may enable a strategy again; empty: any named person.", max_length=1_000)
+    designated_staff: Neither[tuple[Annotated[StrictStr, Field(min_length=1, max_length=128)], ...]] = Field(
+        (), description="Who may enable a strategy again; empty: any named person.", max_length=1_000
+    )
 
 
 class WorkingOrderSettings(Section):
     """Orders that work at one time."""
 
-    max_total: Annotated[Count | None, Tighter.LOWER] = Field(
-        None, description="Count. Orders over all symbols; absent: no limit."
-    )
-    max_per_symbol: Annotated[Count | None, Tighter.LOWER] = Field(
-        None, description="Count. Orders in one symbol; absent: no limit."
-    )
+    max_total: Lower[Count | None] = Field(None, description="Count. Orders over all symbols; absent: no limit.")
+    max_per_symbol: Lower[Count | None] = Field(None, description="Count. Orders in one symbol; absent: no limit.")
 
 
 class DailySettings(Section):
     """What may happen in one calendar day. What is absent is not limited."""
 
-    max_orders: Annotated[Count | None, Tighter.LOWER] = Field(None, description="Count. Orders that passed.")
-    max_cancels: Annotated[Count | None, Tighter.LOWER] = Field(
+    max_orders: Lower[Count | None] = Field(None, description="Count. Orders that passed.")
+    max_cancels: Lower[Count | None] = Field(
         None, description="Count. Cancels; at the limit new orders are refused, cancels never."
     )
-    max_losses: Annotated[Count | None, Tighter.LOWER] = Field(
+    max_losses: Lower[Count | None] = Field(
         None, description="Count. Trades that ended with a loss; then only reducing orders pass."
     )
-    max_loss_usd: Annotated[Usd | None, Tighter.LOWER] = Field(
+    max_loss_usd: Lower[Usd | None] = Field(
         None, description="USD lost over the day's trades together; from there on only reducing orders pass."
     )
 
@@ -136,29 +133,21 @@ class DailySettings(Section):
 class InputHealthSettings(Section):
     """What makes a price unfit to trade on, and what that does."""
 
-    max_age_ms: Annotated[Ms, Tighter.LOWER] = Field(
-        5_000, description="Milliseconds since the newest price of the symbol."
-    )
-    frozen_after_ms: Annotated[Ms | None, Tighter.LOWER] = Field(
+    max_age_ms: Lower[Ms] = Field(5_000, description="Milliseconds since the newest price of the symbol.")
+    frozen_after_ms: Lower[Ms | None] = Field(
         None, description="Milliseconds that prices may come without any change; absent: not asked."
     )
-    missing: Annotated[Severity, Tighter.LATER_WORD] = Field(
-        "refuse", description="No price of the symbol has come yet."
-    )
-    stale: Annotated[Severity, Tighter.LATER_WORD] = Field("refuse", description="The newest price is too old.")
-    bad: Annotated[Severity, Tighter.LATER_WORD] = Field(
-        "freeze", description="The newest price is no finite number above 0."
-    )
-    crossed: Annotated[Severity, Tighter.LATER_WORD] = Field(
-        "refuse", description="The newest bid is above the newest ask."
-    )
-    frozen: Annotated[Severity, Tighter.LATER_WORD] = Field("refuse", description="Prices come and never change.")
+    missing: LaterWord[Severity] = Field("refuse", description="No price of the symbol has come yet.")
+    stale: LaterWord[Severity] = Field("refuse", description="The newest price is too old.")
+    bad: LaterWord[Severity] = Field("freeze", description="The newest price is no finite number above 0.")
+    crossed: LaterWord[Severity] = Field("refuse", description="The newest bid is above the newest ask.")
+    frozen: LaterWord[Severity] = Field("refuse", description="Prices come and never change.")
 
 
 class PreTradeSettings(Section):
     """All pre-trade controls of one process."""
 
-    permitted_symbols: Annotated[tuple[SymbolName, ...] | None, Tighter.FEWER] = Field(
+    permitted_symbols: Fewer[tuple[SymbolName, ...] | None] = Field(
         None, description="What may be traded: RTS 6 Art. 15(5). Absent: everything; empty: nothing.",
         max_length=MAX_SYMBOLS,
     )  # fmt: skip
@@ -172,14 +161,14 @@ class PreTradeSettings(Section):
     working_orders: WorkingOrderSettings | None = Field(None, description="Orders that work at one time.")
     daily: DailySettings | None = Field(None, description="Counts of a calendar day.")
     input_health: InputHealthSettings | None = Field(None, description="Prices that are fit to trade on.")
-    clock_stepped: Annotated[Severity, Tighter.LATER_WORD] = Field("freeze", description="The clock went back.")
-    control_error: Annotated[Severity, Tighter.LATER_WORD] = Field(
+    clock_stepped: LaterWord[Severity] = Field("freeze", description="The clock went back.")
+    control_error: LaterWord[Severity] = Field(
         "freeze", description="A control, a rule or a clock raised, or said nonsense."
     )
-    control_overrun: Annotated[Severity, Tighter.LATER_WORD] = Field(
+    control_overrun: LaterWord[Severity] = Field(
         "refuse", description="The controls, or one rule, took longer than the budget."
     )
-    control_budget_ms: Annotated[float, Field(strict=True, gt=0), Tighter.LOWER] = Field(
+    control_budget_ms: Lower[Annotated[float, Field(strict=True, gt=0)]] = Field(
         100.0, description="Milliseconds that the controls together, and each rule of the user's own, may take."
     )
 

@@ -23,7 +23,17 @@ from killswitch.risk.limits.working_orders import MAX_WORKING_ORDERS
 from killswitch.risk.node_rule import NodeLevel
 from killswitch.risk.pretrade.pretrade_settings import PreTradeSettings
 from killswitch.risk.process.rule_loading import RuleSettings
-from killswitch.settings.section import CountToMillion, MsOfDay, NodeLimits, Section, Tighter, Usd, settings_schema
+from killswitch.settings.section import (
+    CountToMillion,
+    LaterWord,
+    Lower,
+    MsOfDay,
+    NewStart,
+    NodeLimits,
+    Section,
+    Usd,
+    settings_schema,
+)
 from killswitch.settings.settings_file import read_settings_file
 
 NO_LIMIT_USD: Final = 1e15
@@ -45,7 +55,7 @@ class OrderLimitSettings(NodeLimits):
     model_config = ConfigDict(strict=True)
     other_names: ClassVar[Mapping[str, str]] = ORDER_OTHER_NAMES
 
-    max_working_orders: Annotated[CountToMillion, Tighter.NEW_START] = Field(
+    max_working_orders: NewStart[CountToMillion] = Field(
         MAX_WORKING_ORDERS, description="Count. Most orders that are followed at once; one more is refused."
     )
     schedule: LimitScheduleSettings | None = Field(
@@ -66,18 +76,18 @@ class OrderLimitSettings(NodeLimits):
 class NodeInputsSettings(Section):
     """What makes the reports of a node's routers unfit to judge by, and what that does."""
 
-    router_silent_after_ms: Annotated[MsOfDay | None, Tighter.LOWER] = Field(
+    router_silent_after_ms: Lower[MsOfDay | None] = Field(
         None,
         description="Milliseconds since a connected router has reported; absent: not asked, for routers that report "
         "when something changes and are quiet otherwise.",
     )
-    silent: Annotated[NodeLevel, Tighter.LATER_WORD] = Field(
+    silent: LaterWord[NodeLevel] = Field(
         "freeze", description="warning, pause, reduce_only or freeze. What a router does that has fallen silent."
     )
-    mark_frozen_after_ms: Annotated[MsOfDay | None, Tighter.LOWER] = Field(
+    mark_frozen_after_ms: Lower[MsOfDay | None] = Field(
         None, description="Milliseconds that the mark of a symbol that is held has not moved; absent: not asked."
     )
-    frozen: Annotated[NodeLevel, Tighter.LATER_WORD] = Field(
+    frozen: LaterWord[NodeLevel] = Field(
         "pause", description="warning, pause, reduce_only or freeze. What a mark does that does not move."
     )
 
@@ -85,18 +95,18 @@ class NodeInputsSettings(Section):
 class JudgementSettings(Section):
     """How the agent has its node judged."""
 
-    every_ms: Annotated[int, Field(strict=True, ge=10, le=60_000), Tighter.LOWER] = Field(
+    every_ms: Lower[Annotated[int, Field(strict=True, ge=10, le=60_000)]] = Field(
         1_000, description="Milliseconds. The node is judged at every report of a router, and at least this often."
     )
-    budget_ms: Annotated[int, Field(strict=True, ge=1, le=60_000), Tighter.LOWER] = Field(
+    budget_ms: Lower[Annotated[int, Field(strict=True, ge=1, le=60_000)]] = Field(
         2_000, description="Milliseconds that one rule may take, on the clock on the wall; a later answer is a breach."
     )
-    on_late: Annotated[Literal["pause", "reduce_only", "freeze"], Tighter.LATER_WORD] = Field(
+    on_late: LaterWord[Literal["pause", "reduce_only", "freeze"]] = Field(
         "pause",
         description="What a rule does that is late. By default the node pauses until the rule answers in time: a "
         "machine that is short of time is no reason to stop the others.",
     )
-    on_error: Annotated[Literal["pause", "reduce_only", "freeze"], Tighter.LATER_WORD] = Field(
+    on_error: LaterWord[Literal["pause", "reduce_only", "freeze"]] = Field(
         "freeze", description="What a rule does that raises or answers nonsense. It is never skipped."
     )
 
@@ -104,7 +114,7 @@ class JudgementSettings(Section):
 class RiskLimitsFile(AccountLimits):
     """Everything in ``config/risk_limits.yaml``."""
 
-    initial_balance_usd: Annotated[Usd | None, Tighter.NEW_START] = Field(
+    initial_balance_usd: NewStart[Usd | None] = Field(
         None,
         description="USD. Equity that the node's routers start from; profit and loss count on top. Absent: the agent "
         "watches no account, so neither drawdown nor leverage.",
@@ -114,16 +124,14 @@ class RiskLimitsFile(AccountLimits):
     value_at_risk: ValueAtRiskSettings | None = Field(
         None, description="Value at risk of the node; absent: off. Needs the extra 'figures'."
     )
-    anomaly: Annotated[AnomalySettings | None, Tighter.NEW_START] = Field(
+    anomaly: NewStart[AnomalySettings | None] = Field(
         None, description="Streaming anomaly detector over the node's figures; absent: off. Needs the extra 'anomaly'."
     )
     inputs: NodeInputsSettings = Field(
         default_factory=NodeInputsSettings, description="Whether the reports of the routers are fit to judge by."
     )
     judgement: JudgementSettings = Field(default_factory=JudgementSettings, description="How the node is judged.")
-    rules: Annotated[RuleSettings, Tighter.NEW_START] = Field(
-        default_factory=RuleSettings, description="Rules of the team's own."
-    )
+    rules: NewStart[RuleSettings] = Field(default_factory=RuleSettings, description="Rules of the team's own.")
 
     def content_hash(self) -> str:
         """Return 16 hexadecimal digits that tell these limits from others: nodes with the same limits show the same."""
