@@ -165,10 +165,11 @@ def read_values(path: Path, *, may_wait: bool = False) -> FileValues:
         loader = yaml.SafeLoader(raw.decode("utf-8"))
         try:
             root = loader.get_single_node()
-            loaded = None if root is None else loader.construct_document(root)
             if root is not None:
-                # Before anything else walks through it: aliases may make a small file endless.
+                # Before anything else walks through it: aliases may make a small file endless. And before values are
+                # made of it, which writes what a merge key (<<) brings into the sections themselves.
                 _collect(path, root, (), lines, twice)
+            loaded = None if root is None else loader.construct_document(root)
         finally:
             loader.dispose()
     except (yaml.YAMLError, RecursionError, ValueError) as error:

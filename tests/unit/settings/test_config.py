@@ -243,6 +243,14 @@ def test_a_name_that_is_given_twice_is_refused_with_path_and_line(tmp_path: Path
     assert all(fault.startswith(f"{path}:{one}") for fault, one in zip(refused.value.faults, told, strict=True))
 
 
+def test_what_a_merge_key_brings_may_be_written_otherwise(load: Load) -> None:
+    """A setting that stands beside ``<<`` and in what it brings is given once: here."""
+    text = "coordinator:\n  rules:\n    gross_notional: &one {warning_usd: 5, hard_usd: 9}\n"
+    rules = load(f"{text}    net_notional: {{<<: *one, hard_usd: 7}}\n").coordinator.rules
+    assert (rules.net_notional.warning_usd, rules.net_notional.hard_usd) == (5, 7)
+    assert rules.gross_notional.hard_usd == 9
+
+
 @pytest.mark.parametrize("name", ["gate", "link", "state_dir", "risk_limits", "risk_rules"])
 def test_only_the_cluster_may_stand_in_braces_in_a_path(faults: Faults, load: Load, name: str) -> None:
     """A template that nobody filled in leaves its braces behind; they are no directory that anybody meant."""
