@@ -172,6 +172,10 @@ def read_values(path: Path, *, may_wait: bool = False) -> FileValues:
             loaded = None if root is None else loader.construct_document(root)
         finally:
             loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        # Without the line itself, which yaml would show: it may hold the password of a store.
+        line = "" if error.problem_mark is None else f"line {error.problem_mark.line + 1}: "
+        raise SettingsFileError([f"{path}: is not YAML ({line}{error.problem or error.context})"]) from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise SettingsFileError([f"{path}: is not YAML ({' '.join(str(error).split())})"]) from error
     if root is None:

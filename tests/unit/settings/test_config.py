@@ -467,6 +467,15 @@ def test_a_file_that_is_no_yaml_of_settings_is_refused(tmp_path: Path, content: 
     assert "\n" not in told
 
 
+def test_a_file_that_is_no_yaml_is_told_by_its_line_and_not_by_what_stands_there(tmp_path: Path) -> None:
+    """The line that YAML stumbles over may hold the password of a store."""
+    path = tmp_path / "broken.yaml"
+    path.write_text("cluster: c\nstore: redis://me:secret@h: x\n", encoding="utf-8")
+    with pytest.raises(ConfigError) as refused:
+        load_settings(path)
+    assert refused.value.faults == [f"{path}: is not YAML (line 2: mapping values are not allowed here)"]
+
+
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     """A missing or unreadable file never means built-in defaults."""
     for path, sentence in ((tmp_path / "gone.yaml", "No such file or directory"), (tmp_path, "Is a directory")):
