@@ -67,10 +67,11 @@ if TYPE_CHECKING:
         parametric_var_usd,
     )
     from killswitch.risk.figures.value_at_risk_settings import ValueAtRiskSettings
+    from killswitch.risk.limits.create_monitor import create_risk_monitor
     from killswitch.risk.limits.limit_check import OrderSimulation
     from killswitch.risk.limits.limit_schedule import LimitSchedule, LimitScheduleSettings
     from killswitch.risk.limits.limits import RiskLimits
-    from killswitch.risk.limits.runtime_monitor import RuntimeRiskMonitor, create_risk_monitor
+    from killswitch.risk.limits.runtime_monitor import RuntimeRiskMonitor
     from killswitch.risk.limits.warning_ladder import LimitWarning
     from killswitch.risk.node_rule import NodeFinding, NodeHolding, NodeRule, NodeSnapshot
     from killswitch.risk.pretrade import PreTradeControls, PretradeOrder, PretradeRule
@@ -113,7 +114,8 @@ _MODULES = {
     "process.process_state": "StateUnwritable",
     "process.risk_limits_file": "RiskLimitsFile load_risk_limits",
     "process.rule_loading": "RuleNotUsable",
-    "limits.runtime_monitor": "RuntimeRiskMonitor create_risk_monitor",
+    "limits.create_monitor": "create_risk_monitor",
+    "limits.runtime_monitor": "RuntimeRiskMonitor",
     "exposure.trading_session": "AlwaysOpen CalendarError SessionClock load_schedule regime_at",
     "figures.value_at_risk": "FiguresUnavailable ReturnHistory ValueAtRiskFigures ValueAtRiskMonitor historical_es_usd "
     "historical_var_usd parametric_es_usd parametric_var_usd",

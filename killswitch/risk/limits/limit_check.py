@@ -235,8 +235,7 @@ class LimitCheck:
 
     def _amend_now(self, client_order_id: str, qty: float, price: float | None) -> Outcome:
         with self._lock:
-            self._book.book()
-            own = self._book.working.orders.get(client_order_id) if is_name(client_order_id) else None
+            own = self._book.order(client_order_id)
             if own is None:
                 return refused("unknown_order", "", f"no order with the id {client_order_id!r} works"), ()
             if self._freeze.in_force:
@@ -272,6 +271,14 @@ class LimitCheck:
             *warnings,
             *self._warnings.look_at_verdict(own.symbol, verdict, counted=True),
         )
+
+    def settle(self, client_order_id: str, *, accepted: bool) -> bool:
+        """Count an order as it is after the venue's answer; False when no such order works. The lock is not held."""
+        with self._lock:
+            order = self._book.settle(client_order_id, accepted=accepted)
+            warnings = () if order is None else self._warnings.look(order.symbol, self._limits.quick(order.symbol))
+        self._warnings.tell(warnings)
+        return order is not None
 
     def _count_judged(self, client_order_id: str, order: ReadOrder, verdict: Verdict) -> Outcome:
         if verdict.refusals:

@@ -1,7 +1,7 @@
 """The rule that the limits are: what an order would bring a position and the total to, at worst.
 
 In exact decimals, which decide, and in floats, which decide alone where they are far enough from a limit. Mark prices
-come from outside and may be anything; the limits stand in no lock while they are asked for.
+come from outside and may be anything; no lock is held while they are asked for.
 """
 
 from __future__ import annotations

@@ -52,15 +52,17 @@ class LimitsInForce:
         self.schedule = schedule
         self._known_schedule = schedule  # also while it is switched off: volatilities go on coming to it
         self.changes = 0
+        self.fixed = limits
         self.set_limits(limits)
 
-    def set_limits(self, limits: RiskLimits) -> None:
-        """Take other limits."""
-        self.fixed = limits
+    def set_limits(self, limits: RiskLimits) -> RiskLimits:
+        """Take other limits, and return those of before."""
+        before, self.fixed = self.fixed, limits
         symbol_usd, total_usd = limits.max_inventory_usd, limits.max_total_notional
         self._fixed_effective = EffectiveLimits(symbol_usd, total_usd, exact(symbol_usd), exact(total_usd))
         self.fixed_quick = symbol_usd, total_usd
         self.changes += 1
+        return before
 
     def set_schedule(
         self, settings: LimitScheduleSettings | None, session_clock: MinuteOfDay | None, clock: NowNs

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from killswitch.clock import WallClock, time_or_unknown
 from killswitch.link.messages import CancelResult
-from killswitch.risk.events import MONITOR_ERROR, FreezeEvent, FreezeTrigger, json_figures
+from killswitch.risk.events import FREEZE_TRIGGERS, MONITOR_ERROR, FreezeEvent, FreezeTrigger, json_figures
 from killswitch.risk.metrics import freeze_counter
 from killswitch.risk.order_inputs import finite_number
 from killswitch.safe_log import say
@@ -67,7 +67,14 @@ class ProcessFreeze:
     def freeze(
         self, reason: str, symbol: str | None, trigger: FreezeTrigger, metadata: Mapping[str, Any]
     ) -> FreezeEvent | None:
-        """Freeze first, then tell. Returns the event when this call froze."""
+        """Freeze first, then tell. Returns the event when this call froze.
+
+        Raises:
+            ValueError: the trigger does not exist. It is frozen as ``manual`` all the same.
+        """
+        if trigger not in FREEZE_TRIGGERS:
+            self.freeze(reason, symbol, "manual", metadata)
+            raise ValueError(f"{trigger!r} is not a trigger; frozen as 'manual'")
         at = self.time()
         with self._lock:
             already, self.in_force = self.in_force, True
@@ -114,10 +121,17 @@ class ProcessFreeze:
         figures = {"current_edge_bps": edge, "threshold_bps": threshold_bps}
         return True, self.freeze(reason, symbol, "edge_collapse", figures)
 
-    def lift(self) -> bool:
-        """Let orders pass again. Returns True when it was in force."""
+    def lift(self, reason: str) -> bool:
+        """Let orders pass again. Returns True when it was in force.
+
+        Raises:
+            ValueError: no reason is given; it stays in force.
+        """
+        if not reason or not reason.strip():
+            raise ValueError("a release needs a reason; the monitor stays frozen")
         with self._lock:
             was_in_force, self.in_force = self.in_force, False
+        say("warning", "risk monitor released", reason=reason, was_frozen=was_in_force)
         return was_in_force
 
     def forget(self) -> None:

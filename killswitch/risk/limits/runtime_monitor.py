@@ -10,30 +10,27 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 
 from killswitch.clock import NowNs, WallClock, now_ns, wall_now
-from killswitch.risk.events import FREEZE_TRIGGERS, MONITOR_ERROR, FreezeEvent, FreezeTrigger
-from killswitch.risk.exact import exact
+from killswitch.risk.events import MONITOR_ERROR, FreezeEvent, FreezeTrigger
 from killswitch.risk.limits.limit_check import LimitCheck, OrderSimulation, WorkingOrderRule
-from killswitch.risk.limits.limit_rule import DEFAULT_MARK_PRICE_USD, MarkFault, mark_price
+from killswitch.risk.limits.limit_rule import DEFAULT_MARK_PRICE_USD
 from killswitch.risk.limits.limit_schedule import EffectiveLimits, LimitSchedule, LimitScheduleSettings, MinuteOfDay
 from killswitch.risk.limits.limits import LimitsInForce, RiskLimits
+from killswitch.risk.limits.position_feed import PositionFeed
 from killswitch.risk.limits.process_freeze import OrderCanceller, ProcessFreeze
 from killswitch.risk.limits.saved_state import SavedState
 from killswitch.risk.limits.warning_ladder import LimitWarning, LimitWarnings
 from killswitch.risk.limits.working_orders import MAX_WORKING_ORDERS, WorkingOrders
-from killswitch.risk.limits.worst_case_exposure import Held, Positions, WorstCaseExposure
-from killswitch.risk.order_inputs import finite_number, in_range, is_name, side_sign, text_or_none
+from killswitch.risk.limits.worst_case_exposure import Positions, WorstCaseExposure
+from killswitch.risk.order_inputs import is_name, text_or_none
 from killswitch.risk.refusal import OrderRefused
 from killswitch.safe_log import say
 from killswitch.settings.settings_diff import say_changed
-
-BAD_FILLS_KEPT = 1_000
 
 
 class RuntimeRiskMonitor:
@@ -109,29 +106,17 @@ class RuntimeRiskMonitor:
             edge_freeze_threshold_bps=edge_freeze_threshold_bps,
         )
         self.blocks_total = 0
-        self._bad_fills: deque[dict[str, Any]] = deque(maxlen=BAD_FILLS_KEPT)
         self._marks = get_mark_price
         self._lock = lock = threading.Lock()
         self._book = book = WorstCaseExposure(max_working_orders)
         self._limits = LimitsInForce(limits, schedule)
         self._freeze = ProcessFreeze(lock=lock, wall_clock=wall_clock, on_freeze=on_freeze, registry=registry)
         self._warnings = LimitWarnings(
-            book,
-            self._limits,
-            lock=lock,
-            marked=get_mark_price is not None,
-            on_warning=on_warning,
-            registry=registry,
+            book, self._limits, lock=lock, marked=get_mark_price is not None, on_warning=on_warning, registry=registry
         )
-        self._check = LimitCheck(
-            book,
-            self._limits,
-            self._freeze,
-            self._warnings,
-            lock=lock,
-            marks=get_mark_price,
-            price_required=price_required,
-        )
+        parts = book, self._limits, self._freeze, self._warnings
+        self._feed = PositionFeed(*parts, lock=lock, marks=get_mark_price)
+        self._check = LimitCheck(*parts, lock=lock, marks=get_mark_price, price_required=price_required)
 
     # ---- what is configured
 
@@ -142,10 +127,7 @@ class RuntimeRiskMonitor:
 
     @property
     def schedule(self) -> LimitSchedule | None:
-        """Limits by symbol, time of day and volatility; ``None`` when there are none.
-
-        It stays the same object when its settings change.
-        """
+        """What tightens the limits, the same object when its settings change; ``None`` when nothing does."""
         return self._limits.schedule
 
     @property
@@ -208,11 +190,7 @@ class RuntimeRiskMonitor:
         Raises:
             ValueError: the trigger does not exist. The monitor is frozen all the same.
         """
-        known = trigger in FREEZE_TRIGGERS
-        event = self._freeze.freeze(reason, symbol, trigger if known else "manual", metadata or {})
-        if not known:
-            raise ValueError(f"{trigger!r} is not a trigger; frozen as 'manual'")
-        return event is not None
+        return self._freeze.freeze(reason, symbol, trigger, metadata or {}) is not None
 
     def manual_freeze(self, reason: str, order_router: OrderCanceller) -> bool:
         """Freeze and cancel everything working through the router; on top of a freeze it cancels again.
@@ -233,11 +211,7 @@ class RuntimeRiskMonitor:
         Raises:
             ValueError: no reason is given; it stays frozen.
         """
-        if not reason or not reason.strip():
-            raise ValueError("a release needs a reason; the monitor stays frozen")
-        was_frozen = self._freeze.lift()
-        say("warning", "risk monitor released", reason=reason, was_frozen=was_frozen)
-        return was_frozen
+        return self._freeze.lift(reason)
 
     # ---- what is known of the freeze
 
@@ -273,10 +247,9 @@ class RuntimeRiskMonitor:
         Below what is held, orders that grow are refused and orders that reduce pass. The warning ladder looks again.
         """
         with self._lock:
-            before = self._limits.fixed
-            self._limits.set_limits(limits)
+            before = self._limits.set_limits(limits)
         say_changed("risk limits changed", before, limits)
-        self._look_again()
+        self._feed.look_again()
 
     def set_schedule(
         self,
@@ -304,7 +277,7 @@ class RuntimeRiskMonitor:
         with self._lock:
             before = self._limits.set_schedule(settings, session_clock, clock)
         say_changed("limit schedule changed", before, settings)
-        self._look_again()
+        self._feed.look_again()
 
     def set_limits_and_schedule(
         self,
@@ -316,16 +289,11 @@ class RuntimeRiskMonitor:
     ) -> None:
         """Change both in one step; arguments and errors as :meth:`set_limits` and :meth:`set_schedule` have them."""
         with self._lock:
-            before = self._limits.fixed
             schedule_before = self._limits.set_schedule(settings, session_clock, clock)
-            self._limits.set_limits(limits)
+            before = self._limits.set_limits(limits)
         say_changed("risk limits changed", before, limits)
         say_changed("limit schedule changed", schedule_before, settings)
-        self._look_again()
-
-    def _look_again(self) -> None:
-        """Hold every figure against the warning ladder of limits that have changed. No lock is held."""
-        self._warnings.look_again(self._marks_of_held()[1])
+        self._feed.look_again()
 
     def limit_working_orders(self, rule: WorkingOrderRule | None) -> None:
         """Ask this rule, with the lock held, about every order; ``None`` asks none."""
@@ -350,19 +318,7 @@ class RuntimeRiskMonitor:
             symbol: name of the instrument.
             price: USD.
         """
-        worth = finite_number(price)
-        if self._marks is not None or worth is None or not in_range(worth) or not is_name(symbol):
-            return
-        self._take_mark(symbol, worth)
-
-    def _take_mark(self, symbol: str, price: float) -> None:
-        book = self._book
-        with self._lock:
-            held = book.held.get(symbol)
-            if book.marks.get(symbol) == price and (held is None or held.price == price):
-                return
-            warnings = self._warnings.look(symbol, self._limits.quick(symbol)) if book.mark(symbol, price) else ()
-        self._warnings.tell(warnings)
+        self._feed.on_mark(symbol, price)
 
     def knows_price(self, symbol: str) -> bool:
         """Tell whether anything is known of what a unit of a symbol is worth.
@@ -490,11 +446,7 @@ class RuntimeRiskMonitor:
         Returns:
             False when no such order works.
         """
-        with self._lock:
-            order = self._book.settle(client_order_id, accepted=accepted)
-            warnings = self._warnings.look(order.symbol, self._limits.quick(order.symbol)) if order is not None else ()
-        self._warnings.tell(warnings)
-        return order is not None
+        return self._check.settle(client_order_id, accepted=accepted)
 
     def release(self, client_order_id: str) -> bool:
         """Stop counting an order: the venue can fill nothing of it any more, or it was never sent.
@@ -511,15 +463,13 @@ class RuntimeRiskMonitor:
     def reserved(self, client_order_id: str) -> tuple[str, str, float] | None:
         """Symbol, side and price of a reserved order, ``None`` when no such order works."""
         with self._lock:
-            self._book.book()
-            order = self._book.working.orders.get(client_order_id) if is_name(client_order_id) else None
+            order = self._book.order(client_order_id)
             return None if order is None else (order.symbol, "buy" if order.sign > 0 else "sell", float(order.price))
 
     def reserved_quantity(self, client_order_id: str) -> float | None:
         """The whole quantity that a reserved order has, filled parts included; ``None`` when no such order works."""
         with self._lock:
-            self._book.book()
-            order = self._book.working.orders.get(client_order_id) if is_name(client_order_id) else None
+            order = self._book.order(client_order_id)
             return None if order is None else float(order.quantity)
 
     def note_strategy(self, client_order_id: str, strategy: str) -> None:
@@ -552,12 +502,7 @@ class RuntimeRiskMonitor:
         on the position is not known. It is kept as it came (``get_bad_fills``). Nothing is raised, because the caller
         is the thread that brings the venue's next fill.
         """
-        sign = side_sign(side)
-        quantity = finite_number(qty)
-        if sign is None or quantity is None or not in_range(quantity):
-            self._distrust("fill", symbol, side, qty, price)
-            return
-        self._add(symbol, sign, quantity, price, side=side, client_order_id=client_order_id)
+        self._feed.on_fill(symbol, side, qty, price, client_order_id)
 
     def update_position(self, symbol: str, qty: float, price: float) -> None:
         """Add a signed quantity to the position, as a position tracker says it: above 0 bought, below 0 sold.
@@ -565,39 +510,7 @@ class RuntimeRiskMonitor:
         A quantity of 0 only renews the price that the symbol is valued at, as :meth:`on_mark` does; but bad numbers
         freeze, as for :meth:`on_fill`.
         """
-        quantity = finite_number(qty)
-        if quantity is None or not (quantity == 0 or in_range(abs(quantity))):
-            self._distrust("position update", symbol, None, qty, price)
-            return
-        self._add(symbol, -1 if quantity < 0 else 1, abs(quantity), price, side=None)
-
-    def _add(
-        self, symbol: str, sign: int, qty: float, price: float, *, side: str | None, client_order_id: str | None = None
-    ) -> None:
-        paid = finite_number(price)
-        if paid is None or not in_range(paid) or not is_name(symbol):
-            self._distrust("fill", symbol, side, qty, price)
-            return
-        if qty == 0.0:
-            self._take_mark(symbol, paid)
-            return
-        change = exact(qty) if sign > 0 else exact(qty).copy_negate()
-        with self._lock:
-            added = self._book.fill(symbol, change, paid, text_or_none(client_order_id))
-            warnings = self._warnings.look_at_fill(symbol) if added else ()
-        if warnings:
-            self._warnings.tell(warnings)
-        if not added:
-            self._distrust("fill", symbol, side, qty, price)
-
-    def _distrust(self, what: str, symbol: object, side: object, qty: object, price: object) -> None:
-        """Freeze because a position is no longer known, and keep what came."""
-        as_it_came = {"symbol": str(symbol), "side": str(side), "qty": str(qty), "price": str(price)}
-        at = self._freeze.time()
-        with self._lock:
-            self._bad_fills.append({"at": at, **as_it_came})
-        reason = f"a {what} of {symbol} cannot be trusted: side {side}, quantity {qty}, price {price}"
-        self._freeze.for_monitor_error(reason, text_or_none(symbol), as_it_came)
+        self._feed.on_update(symbol, qty, price)
 
     def reset(self) -> None:
         """Forget the freeze, its cause and all positions. Counters, events and reservations stay.
@@ -624,7 +537,7 @@ class RuntimeRiskMonitor:
 
         Freezes when a mark price is not usable; that symbol then counts at its last fill.
         """
-        return math.fsum(self._notionals()[0].values())
+        return math.fsum(self._feed.notionals()[0].values())
 
     def get_potential_notional(self, symbol: str | None = None) -> float:
         """What would be held at worst if any of the working orders filled, in USD; of one symbol or over all.
@@ -644,50 +557,12 @@ class RuntimeRiskMonitor:
         and ``inventory_utilization_pct:SYMBOL`` for every symbol held. With ``get_mark_price`` the warning ladder looks
         at the figures as well; a bad mark freezes, as for :meth:`get_total_notional`.
         """
-        limits = self.limits  # of one moment: they may change meanwhile
-        notionals_usd, prices = self._notionals()
-        if self._marks is not None:
-            self._warnings.look_again(prices)
-        used = {
-            symbol: 100.0 * notional_usd / limits.max_inventory_usd for symbol, notional_usd in notionals_usd.items()
-        }
-        total_usd = math.fsum(used.values()) * limits.max_inventory_usd / 100.0
-        return {
-            "total_notional_utilization_pct": 100.0 * total_usd / limits.max_total_notional,
-            "max_inventory_utilization_pct": max(used.values(), default=0.0),
-            **{f"inventory_utilization_pct:{symbol}": pct for symbol, pct in used.items()},
-        }
+        return self._feed.utilization(self.limits)  # limits of one moment: they may change meanwhile
 
     def get_bad_fills(self) -> list[dict[str, Any]]:
         """Fills and updates that were not added because they made no sense, as they came, oldest first."""
         with self._lock:
-            return [dict(fill) for fill in self._bad_fills]
-
-    def _notionals(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Notional per held symbol in USD, and the mark of each that its source has told."""
-        held, prices = self._marks_of_held()
-        notionals = {
-            symbol: abs(position.quantity) * prices[symbol] if symbol in prices else position.notional
-            for symbol, position in held.items()
-        }
-        return notionals, prices
-
-    def _marks_of_held(self) -> tuple[dict[str, Held], dict[str, float]]:
-        """What is held, and the mark of each that its source has told; one that is not usable freezes.
-
-        No lock is held.
-        """
-        with self._lock:
-            held = dict(self._book.held)
-        prices: dict[str, float] = {}
-        if self._marks is None:
-            return held, prices
-        for symbol in held:
-            try:
-                prices[symbol] = mark_price(self._marks, symbol)
-            except MarkFault as fault:
-                self._freeze.for_monitor_error(str(fault), symbol, {})
-        return held, prices
+            return [dict(fill) for fill in self._feed.bad_fills]
 
     # ---- over a restart
 
@@ -695,17 +570,7 @@ class RuntimeRiskMonitor:
         """Return the whole state as JSON values, one consistent moment of it."""
         with self._lock:
             self._book.book()
-            moment = SavedState(
-                frozen=self.is_frozen(),
-                blocks_total=self.blocks_total,
-                freezes_total=self.freezes_total,
-                last_freeze_reason=self.last_freeze_reason,
-                last_freeze_symbol=self.last_freeze_symbol,
-                positions={name: (held.exact_quantity, held.price) for name, held in self._book.held.items()},
-                freeze_events=list(self._freeze.events),
-                bad_fills=list(self._bad_fills),
-                working_orders=self._book.working.to_json(),
-            )
+            moment = SavedState.of(self._freeze, self._book, self.blocks_total, self._feed.bad_fills)
         return moment.to_json(self.limits)
 
     def restore_from_dict(self, data: Mapping[str, Any]) -> None:
@@ -724,57 +589,8 @@ class RuntimeRiskMonitor:
             self._freeze.for_monitor_error(f"the saved state of the monitor cannot be read: {error!r}", None, {})
             raise ValueError(f"the saved state of the monitor cannot be read, so it is frozen: {error!r}") from error
         with self._lock:
-            self._freeze.take_over(
-                frozen=saved.frozen,
-                count=saved.freezes_total,
-                last_reason=saved.last_freeze_reason,
-                last_symbol=saved.last_freeze_symbol,
-                events=saved.freeze_events,
-            )
             self.blocks_total = saved.blocks_total
-            self._bad_fills = deque(map(dict, saved.bad_fills), maxlen=BAD_FILLS_KEPT)
-            self._book.clear_positions()
-            for symbol, (quantity, price) in saved.positions.items():
-                self._book.replace_position(symbol, quantity, price)
+            self._feed.bad_fills.clear()
+            self._feed.bad_fills.extend(saved.bad_fills)
+            saved.put_back(self._freeze, self._book)
             self._book.replace_working(working)
-
-
-def create_risk_monitor(
-    limits: RiskLimits | None = None,
-    *,
-    max_inventory_usd: float | None = None,
-    max_total_notional: float | None = None,
-    edge_freeze_threshold_bps: float | None = None,
-    get_mark_price: Callable[[str], float] | None = None,
-    wall_clock: WallClock = wall_now,
-    on_freeze: Callable[[FreezeEvent], None] | None = None,
-    registry: CollectorRegistry | None = None,
-    schedule: LimitSchedule | None = None,
-    on_warning: Callable[[LimitWarning], None] | None = None,
-) -> RuntimeRiskMonitor:
-    """Make a monitor from :class:`RiskLimits`, or from the fields of one by name.
-
-    Raises:
-        TypeError: both are given.
-        ValueError: a field is missing or not valid.
-    """
-    fields = {
-        "max_inventory_usd": max_inventory_usd,
-        "max_total_notional": max_total_notional,
-        "edge_freeze_threshold_bps": edge_freeze_threshold_bps,
-    }
-    given = {name: value for name, value in fields.items() if value is not None}
-    if limits is not None and given:
-        raise TypeError(f"give the limits once: as RiskLimits, or by name ({', '.join(given)})")
-    valid = limits if limits is not None else RiskLimits.model_validate(given)
-    return RuntimeRiskMonitor(
-        max_inventory_usd_per_symbol=valid.max_inventory_usd,
-        max_total_notional_usd=valid.max_total_notional,
-        edge_freeze_threshold_bps=valid.edge_freeze_threshold_bps,
-        get_mark_price=get_mark_price,
-        wall_clock=wall_clock,
-        on_freeze=on_freeze,
-        registry=registry,
-        schedule=schedule,
-        on_warning=on_warning,
-    )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
 from killswitch.risk.events import FreezeEvent
 from killswitch.risk.limits.limits import RiskLimits
+from killswitch.risk.limits.process_freeze import ProcessFreeze
+from killswitch.risk.limits.worst_case_exposure import WorstCaseExposure
 from killswitch.risk.order_inputs import finite_number, text_or_none
 
 PERSIST_VERSION = 1
@@ -27,6 +29,40 @@ class SavedState:
     freeze_events: Sequence[FreezeEvent]
     bad_fills: Sequence[Mapping[str, Any]]
     working_orders: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def of(
+        cls,
+        freeze: ProcessFreeze,
+        book: WorstCaseExposure,
+        blocks_total: int,
+        bad_fills: Iterable[Mapping[str, Any]],
+    ) -> SavedState:
+        """Take the state of the parts of a monitor; the lock is held, and the book is booked."""
+        return cls(
+            frozen=freeze.in_force,
+            blocks_total=blocks_total,
+            freezes_total=freeze.count,
+            last_freeze_reason=freeze.last_reason,
+            last_freeze_symbol=freeze.last_symbol,
+            positions={symbol: (held.exact_quantity, held.price) for symbol, held in book.held.items()},
+            freeze_events=list(freeze.events),
+            bad_fills=list(bad_fills),
+            working_orders=book.working.to_json(),
+        )
+
+    def put_back(self, freeze: ProcessFreeze, book: WorstCaseExposure) -> None:
+        """Freeze as it says, never less than now, and hold what it says. The lock is held."""
+        freeze.take_over(
+            frozen=self.frozen,
+            count=self.freezes_total,
+            last_reason=self.last_freeze_reason,
+            last_symbol=self.last_freeze_symbol,
+            events=self.freeze_events,
+        )
+        book.clear_positions()
+        for symbol, (quantity, price) in self.positions.items():
+            book.replace_position(symbol, quantity, price)
 
     def to_json(self, limits: RiskLimits) -> dict[str, Any]:
         """Return it as JSON values. The limits are there to be read by people; they are not read back."""

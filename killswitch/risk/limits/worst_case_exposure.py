@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from killswitch.risk.exact import EXACT, ZERO, exact
 from killswitch.risk.limits.working_orders import MAX_UNBOOKED, SymbolWork, WorkingOrder, WorkingOrders
-from killswitch.risk.order_inputs import LARGEST_NUMBER
+from killswitch.risk.order_inputs import LARGEST_NUMBER, is_name
 
 MAX_SYMBOLS = 100_000
 """Most symbols that are held at once. A fill of one more cannot be added, and so freezes."""
@@ -269,6 +269,11 @@ class WorstCaseExposure:
         held, work = self.held.get(symbol), self.working.by_symbol.get(symbol)
         usd = held.exact_notional if held else ZERO
         return EXACT.add(usd, work.extra_usd) if work else usd
+
+    def order(self, client_order_id: str) -> WorkingOrder | None:
+        """The order of this id, with everything booked; ``None`` when no such order works."""
+        self.book()
+        return self.working.orders.get(client_order_id) if is_name(client_order_id) else None
 
     def symbols(self) -> set[str]:
         """Every symbol that is held or works."""

@@ -21,8 +21,9 @@ import killswitch
 from killswitch import risk
 from killswitch.link.messages import CancelResult
 from killswitch.risk.events import FreezeEvent
+from killswitch.risk.limits.create_monitor import create_risk_monitor
 from killswitch.risk.limits.limits import RiskLimits
-from killswitch.risk.limits.runtime_monitor import RuntimeRiskMonitor, create_risk_monitor
+from killswitch.risk.limits.runtime_monitor import RuntimeRiskMonitor
 from killswitch.risk.refusal import OrderRefused
 from killswitch.simulation import risk_monitor as demo
 from tests.support.eager import together

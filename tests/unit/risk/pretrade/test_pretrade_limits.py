@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
 
+from killswitch.risk.limits.create_monitor import create_risk_monitor
 from killswitch.risk.limits.limit_schedule import SESSION_LOOK_MS, LimitSchedule, LimitScheduleSettings
 from killswitch.risk.limits.limits import RiskLimits
-from killswitch.risk.limits.runtime_monitor import RuntimeRiskMonitor, create_risk_monitor
+from killswitch.risk.limits.runtime_monitor import RuntimeRiskMonitor
 from killswitch.risk.limits.warning_ladder import STEPS_PCT, LimitWarning, WarningLadder
 
 MS = 1_000_000
