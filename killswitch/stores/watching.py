@@ -14,7 +14,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import structlog
 
@@ -164,7 +164,10 @@ class WatchSettings:
         return self.alive_every_ms * SILENCE_LIMIT_INTERVALS
 
 
-class ServerWatch(ABC):
+S = TypeVar("S", bound=WatchSettings)
+
+
+class ServerWatch(ABC, Generic[S]):
     """A running subscription to a store that has servers, but for how that one subscribes.
 
     Args:
@@ -177,7 +180,7 @@ class ServerWatch(ABC):
 
     def __init__(
         self,
-        settings: WatchSettings,
+        settings: S,
         prefix: str,
         on_change: OnChange,
         on_gap: OnGap,
@@ -185,7 +188,7 @@ class ServerWatch(ABC):
         on_close: Callable[[Any], None],
     ) -> None:
         self._prefix = prefix
-        self._watch_settings = settings
+        self._settings = settings
         self._on_change = on_change
         self._on_gap = on_gap
         self._on_close = on_close
@@ -238,12 +241,12 @@ class ServerWatch(ABC):
     def _run(self) -> None:
         subscribe_for_ever(
             self._subscribe,
-            servers=self._watch_settings.servers,
+            servers=self._settings.servers,
             stop=self._stop,
             prefix=self._prefix,
-            backoff_cap_ms=self._watch_settings.backoff_cap_ms,
-            now_ns=self._watch_settings.now_ns,
-            chance=self._watch_settings.chance,
+            backoff_cap_ms=self._settings.backoff_cap_ms,
+            now_ns=self._settings.now_ns,
+            chance=self._settings.chance,
         )
 
 

@@ -23,7 +23,7 @@ from pyetcd import etcdrpc
 from killswitch.stores.etcd import failures
 from killswitch.stores.etcd.credentials import REQUIRE_LEADER, Metadata, TokenKeeper
 from killswitch.stores.front import end_of_prefix, key_bytes, key_text
-from killswitch.stores.port import Entry, OnChange, OnGap
+from killswitch.stores.port import Entry
 from killswitch.stores.timing import MILLISECONDS_PER_S, NANOSECONDS_PER_MS
 from killswitch.stores.tls import TlsFilesUnusable
 from killswitch.stores.watching import ServerWatch, WatchSettings
@@ -100,27 +100,16 @@ class _Subscription:
         self._requests.put(None)
 
 
-class EtcdWatch(ServerWatch):
+class EtcdWatch(ServerWatch[EtcdWatchSettings]):
     """A running subscription; see the module docstring. Made by :meth:`EtcdStore.watch`."""
 
-    def __init__(
-        self,
-        settings: EtcdWatchSettings,
-        prefix: str,
-        on_change: OnChange,
-        on_gap: OnGap,
-        *,
-        on_close: Callable[[EtcdWatch], None],
-    ) -> None:
-        super().__init__(settings, prefix, on_change, on_gap, on_close=on_close)
-        self._settings = settings
-        self._subscription: _Subscription | None = None
-        self._pulse = threading.Thread(target=self._watch_over, name=f"watch pulse {prefix}", daemon=True)
+    _subscription: _Subscription | None = None
 
     def start(self) -> None:
         """Begin."""
-        super().start()
+        self._pulse = threading.Thread(target=self._watch_over, name=f"watch pulse {self._prefix}", daemon=True)
         self._pulse.start()
+        super().start()
 
     def close(self) -> None:
         """End it; when this returns no callback is running or will be called, unless called from a callback."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from killswitch.stores.front import key_bytes, key_text
-from killswitch.stores.port import Entry, OnChange, OnGap
+from killswitch.stores.port import Entry
 from killswitch.stores.redis.link import Link, LinkFailed, LinkRefused
 from killswitch.stores.redis.primary import Primary
 from killswitch.stores.redis.scripts import Calls
@@ -160,21 +160,10 @@ class _Subscription:
             raise _Interrupted(f"{why} and the primary has moved to {server}")
 
 
-class RedisWatch(ServerWatch):
+class RedisWatch(ServerWatch[RedisWatchSettings]):
     """A running subscription; see the module docstring. Made by :meth:`RedisStore.watch`."""
 
-    def __init__(
-        self,
-        settings: RedisWatchSettings,
-        prefix: str,
-        on_change: OnChange,
-        on_gap: OnGap,
-        *,
-        on_close: Callable[[RedisWatch], None],
-    ) -> None:
-        super().__init__(settings, prefix, on_change, on_gap, on_close=on_close)
-        self._settings = settings
-        self._links: list[Link] = []
+    _links: tuple[Link, ...] = ()
 
     def _interrupt(self) -> None:
         for link in self._links:
@@ -200,7 +189,7 @@ class RedisWatch(ServerWatch):
         finally:
             self._settings.primary.doubt()
             with self._lock:
-                self._links.clear()
+                self._links = ()
             if subscription is not None:
                 subscription.close()
         return "closed"
@@ -223,6 +212,6 @@ class RedisWatch(ServerWatch):
 
     def _keep(self, link: Link) -> None:
         with self._lock:
-            self._links = [*(kept for kept in self._links if not kept.closed), link]
+            self._links = (*(kept for kept in self._links if not kept.closed), link)
             if self._stop.is_set():
                 link.break_off()

@@ -19,7 +19,7 @@ from typing import Any
 
 from kazoo.exceptions import ZookeeperError
 
-from killswitch.stores.port import Entry, OnChange, OnGap
+from killswitch.stores.port import Entry
 from killswitch.stores.timing import MILLISECONDS_PER_S, Deadline
 from killswitch.stores.watching import ServerWatch, WatchSettings
 from killswitch.stores.zookeeper.connection import (
@@ -230,22 +230,11 @@ class WatchedTree:
             raise Silent from None
 
 
-class ZooKeeperWatch(ServerWatch):
+class ZooKeeperWatch(ServerWatch[ZooKeeperWatchSettings]):
     """A running subscription; see the module docstring. Made by :meth:`ZooKeeperStore.watch`."""
 
-    def __init__(
-        self,
-        settings: ZooKeeperWatchSettings,
-        prefix: str,
-        on_change: OnChange,
-        on_gap: OnGap,
-        *,
-        on_close: Callable[[ZooKeeperWatch], None],
-    ) -> None:
-        super().__init__(settings, prefix, on_change, on_gap, on_close=on_close)
-        self._settings = settings
-        self._connection: Connection | None = None
-        self._tree: WatchedTree | None = None
+    _connection: Connection | None = None
+    _tree: WatchedTree | None = None
 
     def close(self) -> None:
         """End it; when this returns no callback is running or will be called, unless called from a callback."""
