@@ -59,7 +59,7 @@ def demo(
     Starts a real etcd, two coordinators, an agent and routers per node and a simulated venue, each a process of its
     own, on loopback. Exits 1 when anything of it did not happen, and says what.
     """
-    from killswitch.simulation.demo.demo import DemoOptions, option_faults, run_demo
+    from killswitch.simulation.demo.run import DemoOptions, option_faults, run_demo
 
     configure_logging("warning")
     chosen: Literal["table", "json"] = output or ("json" if context.wants_json else "table")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from killswitch.simulation.demo.demo import DemoOptions, certificate_faults, option_faults
+from killswitch.simulation.demo.run import DemoOptions, certificate_faults, option_faults
 from tests.cluster.lab import MEMORY
 from tests.support.waiting import wait_until
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from killswitch.simulation.demo.demo_judgement import refused_attempts, refused_by_gate
-from killswitch.simulation.demo.demo_processes import HARD_CAP_S, Children, Pace, ProcessFault
+from killswitch.simulation.demo.evidence import refused_attempts, refused_by_gate
+from killswitch.simulation.demo.processes import HARD_CAP_S, Children, Pace, ProcessFault
 from tests.support.waiting import wait_until
 
 SILENT = "import time\ntime.sleep(60)\n"

@@ -24,27 +24,24 @@ from killswitch.cluster.cluster import Cluster
 from killswitch.cluster.records import CertificateRecord, UnreadableRecord
 from killswitch.core.flag import Flag
 from killswitch.core.permit import Timing, expiry_bound_ms
-from killswitch.simulation.demo.demo_cluster import CLUSTER, COORDINATORS, DemoCluster
-from killswitch.simulation.demo.demo_evidence import (
+from killswitch.simulation.demo.cluster import CLUSTER, COORDINATORS, DemoCluster, DemoOptions, option_faults
+from killswitch.simulation.demo.evidence import (
+    DidNotHappen,
+    certificate_faults,
+    closing_faults,
     everybody_is_there,
+    freeze_faults,
     newest_arrival_ns,
     read_certificate,
     read_flag,
     read_history_entry,
     read_stats,
     read_view,
-    take_picture,
-)
-from killswitch.simulation.demo.demo_judgement import (
-    DidNotHappen,
-    certificate_faults,
-    closing_faults,
-    freeze_faults,
     refused_by_gate,
     sequence_faults,
+    take_picture,
 )
-from killswitch.simulation.demo.demo_options import DemoOptions, option_faults
-from killswitch.simulation.demo.demo_processes import (
+from killswitch.simulation.demo.processes import (
     Children,
     CommandResult,
     ProcessFault,
@@ -53,8 +50,8 @@ from killswitch.simulation.demo.demo_processes import (
     remove_folder,
     tail,
 )
-from killswitch.simulation.demo.demo_result import DemoResult
-from killswitch.simulation.demo.demo_view import Verdict, View, make_view
+from killswitch.simulation.demo.result import DemoResult
+from killswitch.simulation.demo.view import Verdict, View, make_view
 from killswitch.simulation.venue_client import VenueFault, VenueOperator
 from killswitch.stores import StoreError, StoreUnavailable, open_store
 from killswitch.stores.etcd.embedded import EmbeddedStore

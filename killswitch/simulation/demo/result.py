@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from killswitch.simulation.demo.demo_cluster import DemoCluster
-from killswitch.simulation.demo.demo_judgement import refused_attempts
-from killswitch.simulation.demo.demo_options import DemoOptions
-from killswitch.simulation.demo.demo_view import Verdict
+from killswitch.simulation.demo.cluster import DemoCluster, DemoOptions
+from killswitch.simulation.demo.evidence import refused_attempts
+from killswitch.simulation.demo.view import Verdict
 
 SCHEMA = "killswitch.demo/1"
 
