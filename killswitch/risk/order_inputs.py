@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Mapping
-from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 from killswitch.risk.exact import exact
 from killswitch.risk.refusal import OrderRefused, RefusalKind
@@ -27,18 +26,55 @@ _PLAIN = (float, int)
 RANGE_WORDS = "a finite number above 0 (1e-18 to 1e15)"
 
 
-@dataclass(frozen=True, slots=True)
 class ReadOrder:
-    """An order whose numbers make sense; the price is ``None`` when none was given."""
+    """An order whose name, side and numbers make sense. It is read once, at the door, and then passed on as it is.
 
-    symbol: str
-    sign: int
-    quantity: Decimal
-    price: float | None
+    Args:
+        symbol: name of the instrument.
+        sign: +1 for a buy, -1 for a sell.
+        qty: quantity in units of the symbol, in the range of :func:`in_range`.
+        price: USD, likewise; ``None`` for a market order.
+    """
+
+    __slots__ = ("price", "qty", "sign", "symbol")
+
+    def __init__(self, symbol: str, sign: int, qty: float, price: float | None) -> None:
+        self.symbol = symbol
+        self.sign = sign
+        self.qty = qty
+        self.price = price
+
+    @property
+    def side(self) -> Literal["buy", "sell"]:
+        """The side in one word."""
+        return "buy" if self.sign > 0 else "sell"
+
+    @property
+    def quantity(self) -> Decimal:
+        """The quantity as an exact decimal."""
+        return exact(self.qty)
 
 
-def read_order(symbol: object, side: object, qty: object, price: object) -> ReadOrder | OrderRefused:
+class RestOfOrder(ReadOrder):
+    """What may still fill of an order: a difference, so that it may have more digits than a float."""
+
+    __slots__ = ("_rest",)
+
+    def __init__(self, order: ReadOrder, rest: Decimal) -> None:
+        super().__init__(order.symbol, order.sign, float(rest), order.price)
+        self._rest = rest
+
+    @property
+    def quantity(self) -> Decimal:
+        """The quantity as an exact decimal."""
+        return self._rest
+
+
+def read_order(symbol: Any, side: Any, qty: Any, price: Any) -> ReadOrder | OrderRefused:
     """Return the order, or the refusal (``bad_input``) that says what of it makes no sense."""
+    plain = plain_sign(symbol, side, qty, 1.0 if price is None else price)
+    if plain:
+        return ReadOrder(symbol, plain, qty, price)
     sign, quantity, paid = side_sign(side), finite_number(qty), finite_number(price)
     if not isinstance(symbol, str) or not symbol:  # not is_name: the type checker follows isinstance only
         return refused("bad_input", symbol, f"an order needs the name of a symbol; {symbol!r} is none")
@@ -48,7 +84,8 @@ def read_order(symbol: object, side: object, qty: object, price: object) -> Read
         return refused("bad_input", symbol, f"{symbol}: quantity {qty!r} is not {RANGE_WORDS}")
     if price is not None and (paid is None or not in_range(paid)):
         return refused("bad_input", symbol, f"{symbol}: price {price!r} is not {RANGE_WORDS}")
-    return ReadOrder(symbol, sign, exact(quantity), paid)
+    # The text alone: an Enum that is text is told by its name when it is printed, and by its text when it is looked up.
+    return ReadOrder(str.__str__(symbol), sign, quantity, paid)
 
 
 def plain_sign(symbol: object, side: Any, qty: Any, price: Any) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from killswitch.risk.limits.runtime_monitor import RuntimeRiskMonitor
-from killswitch.risk.order_inputs import side_sign
+from killswitch.risk.order_inputs import ReadOrder, is_name
 from killswitch.risk.refusal import OrderRefused
 from killswitch.routing.order_types import Order, Refused, RouterGate, VenueEvent
 
@@ -51,19 +51,22 @@ class OrderChecks:
         self._scope = scope
 
     def gate_refusal(
-        self, client_order_id: str, symbol: str, side: str, qty: float, *, reserved: bool
+        self, client_order_id: str, symbol: str, read: ReadOrder | OrderRefused, *, reserved: bool
     ) -> Refused | None:
         """Ask the gate; whether the order reduces is worked out only when it matters.
 
         Args:
-            client_order_id, symbol, side, qty: of the order.
+            client_order_id, symbol: of the order, as they were given.
+            read: the order; one that makes no sense does not reduce.
             reserved: the order is reserved already, so it must not count against itself.
         """
         try:
             if self._gate.allows(symbol, **self._scope, reduces=False) is True:
                 return None
             own = client_order_id if reserved else None
-            reduces = self.monitor is not None and self.monitor.would_reduce(symbol, side, qty, client_order_id=own)
+            reduces = False
+            if self.monitor is not None and not isinstance(read, OrderRefused):
+                reduces = self.monitor.would_reduce(read.symbol, read.side, read.qty, client_order_id=own)
             self._gate.check(symbol, **self._scope, reduces=reduces)
         except Exception as error:  # Blocked, or a gate that cannot be asked: both mean no
             return Refused(str(client_order_id), "gate", str(error) or repr(error))
@@ -75,13 +78,13 @@ class OrderChecks:
             return None
         return Refused(client_order_id, "monitor", f"trading is frozen: {self.monitor.last_freeze_reason}")
 
-    def reserve(self, client_order_id: str, symbol: str, side: str, qty: float, price: float) -> Refused | None:
+    def reserve(self, client_order_id: str, order: ReadOrder) -> Refused | None:
         """Ask the controls and the monitor; ``None`` when the order may go, and counts from now on."""
         why: OrderRefused | None = None
         if self.controls is not None:
-            why = self.controls.admit(client_order_id, symbol, side, qty, price, strategy=self._scope.get("strategy"))
+            why = self.controls.admit_read(client_order_id, order, self._scope.get("strategy"))
         elif self.monitor is not None:
-            why = self.monitor.reserve(client_order_id, symbol, side, qty, price)
+            why = self.monitor.reserve_read(client_order_id, order)
         if why is None:
             return None
         if why.kind == "duplicate_id":
@@ -130,29 +133,17 @@ class OrderChecks:
             )
 
 
-def input_refusal(client_order_id: str, symbol: str, side: str, qty: float, price: float) -> Refused | None:
-    """Refuse an order that makes no sense, also where there is neither monitor nor controls."""
-    if not _is_text(client_order_id) or not _is_text(symbol) or side_sign(side) is None:
-        sentence = f"an order needs an id, a symbol and a side; they are {client_order_id!r}, {symbol!r}, {side!r}"
-        return Refused(str(client_order_id), "bad_input", sentence)
-    if not (is_positive(qty) and is_positive(price)):
-        sentence = f"{symbol}: quantity {qty!r} and price {price!r} must be finite numbers above 0"
-        return Refused(client_order_id, "bad_input", sentence)
-    return None
+def sound_order(client_order_id: object, read: ReadOrder | OrderRefused) -> ReadOrder | Refused:
+    """Return an order that can be sent, or refuse it, also where there is neither monitor nor controls."""
+    if not is_name(client_order_id):
+        return Refused(str(client_order_id), "bad_input", f"an order needs an id; {client_order_id!r} is none")
+    if isinstance(read, OrderRefused):
+        return Refused(str(client_order_id), "bad_input", read.sentence)
+    if read.price is None:
+        return Refused(str(client_order_id), "bad_input", f"{read.symbol}: a router sends no order without a price")
+    return read
 
 
 def duplicate(client_order_id: str) -> Refused:
     """The refusal of an id that was used before."""
     return Refused(client_order_id, "duplicate", f"an order with the id {client_order_id} was sent before")
-
-
-def is_positive(value: object) -> bool:
-    """True for a finite number above 0."""
-    try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and 0.0 < float(value) < float("inf")
-    except OverflowError:
-        return False
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -29,8 +29,8 @@ from killswitch.clock import NowNs, now_ns
 from killswitch.link.messages import CancelResult
 from killswitch.risk.exact import EXACT, exact
 from killswitch.risk.limits.runtime_monitor import RuntimeRiskMonitor
-from killswitch.risk.order_inputs import side_sign
-from killswitch.routing.order_checks import OrderChecks, duplicate, input_refusal, is_positive
+from killswitch.risk.order_inputs import ReadOrder, finite_number, read_order
+from killswitch.routing.order_checks import OrderChecks, duplicate, sound_order
 from killswitch.routing.order_state import NumberedOrder, OpenOrder, OrderEvent, OrderState, next_state
 from killswitch.routing.order_types import (
     Order,
@@ -149,18 +149,21 @@ class OrderRouter:
 
     def _place(self, client_order_id: str, symbol: str, side: str, qty: float, price: float) -> Placed | Refused:
         checks = self._checks
-        refusal = (
-            checks.gate_refusal(client_order_id, symbol, side, qty, reserved=False)
-            or input_refusal(client_order_id, symbol, side, qty, price)
-            or self._known_refusal(client_order_id)
-            # From here on the order counts in the limits: before it is sent, so that there is no gap.
-            or checks.reserve(client_order_id, symbol, side, qty, price)
-        )
+        # Read once, here; everybody behind is handed what was read.
+        read = read_order(symbol, side, qty, price)
+        closed = checks.gate_refusal(client_order_id, symbol, read, reserved=False)
+        if closed is not None:
+            return closed
+        order = sound_order(client_order_id, read)
+        if isinstance(order, Refused):
+            return order
+        # From here on the order counts in the limits: before it is sent, so that there is no gap.
+        refusal = self._known_refusal(client_order_id) or checks.reserve(client_order_id, order)
         if refusal is not None:
             return refusal
         placed = None
         try:
-            placed = self._send(client_order_id, symbol, side_sign(side) or 0, qty, price)
+            placed = self._send(client_order_id, order)
         finally:
             if not isinstance(placed, Placed) and not self._may_be_working(client_order_id):
                 checks.release(client_order_id)
@@ -175,14 +178,14 @@ class OrderRouter:
         with self._changed:
             return client_order_id in self._open
 
-    def _send(self, client_order_id: str, symbol: str, sign: int, qty: float, price: float) -> Placed | Refused:
+    def _send(self, client_order_id: str, read: ReadOrder) -> Placed | Refused:
         with self._sending:
-            registered = self._register(client_order_id, symbol, sign, qty, price)
+            registered = self._register(client_order_id, read)
             if isinstance(registered, Refused):
                 return registered
             cleared = False
             try:
-                refusal = self._second_refusal(registered)
+                refusal = self._second_refusal(client_order_id, read)
                 cleared = refusal is None
             finally:
                 if not cleared:
@@ -192,20 +195,18 @@ class OrderRouter:
             self._last_sequence = registered.order.sequence
             return self._hand_over(registered)
 
-    def _second_refusal(self, entry: NumberedOrder) -> Refused | None:
+    def _second_refusal(self, client_order_id: str, read: ReadOrder) -> Refused | None:
         """Look at the gate and the freeze once more; when both are open the next thing is the venue."""
-        order = entry.order
-        return self._checks.freeze_refusal(order.client_order_id) or self._checks.gate_refusal(
-            order.client_order_id, order.symbol, order.side, order.qty, reserved=True
+        checks = self._checks
+        return checks.freeze_refusal(client_order_id) or checks.gate_refusal(
+            client_order_id, read.symbol, read, reserved=True
         )
 
-    def _register(
-        self, client_order_id: str, symbol: str, sign: int, qty: float, price: float
-    ) -> NumberedOrder | Refused:
+    def _register(self, client_order_id: str, read: ReadOrder) -> NumberedOrder | Refused:
         """Number the order and put it among the open ones. The sending lock is held."""
-        side: Literal["buy", "sell"] = "buy" if sign > 0 else "sell"
-        order = Order(client_order_id, symbol, side, qty, price, self._last_sequence + 1)
-        entry = NumberedOrder(order, sign)
+        assert read.price is not None, "an order without a price was refused before"
+        order = Order(client_order_id, read.symbol, read.side, read.qty, read.price, self._last_sequence + 1)
+        entry = NumberedOrder(order)
         with self._changed:
             if client_order_id in self._open or client_order_id in self._finished:
                 return duplicate(client_order_id)
@@ -374,10 +375,11 @@ class OrderRouter:
         order = entry.order
         self._checks.on_fill(order, event)
         with self._changed:
-            if not is_positive(event.qty):
+            filled = finite_number(event.qty)
+            if filled is None or filled <= 0:
                 self._contradict(entry, "a fill without a quantity")
                 return
-            entry.filled = EXACT.add(entry.filled, exact(event.qty))
+            entry.filled = EXACT.add(entry.filled, exact(filled))
             if entry.filled > exact(order.qty):
                 self._contradict(entry, "more was filled than was ordered")
             done = entry.filled >= exact(order.qty)

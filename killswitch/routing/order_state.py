@@ -125,7 +125,6 @@ class NumberedOrder:
     """What the router knows of one order it numbered. Changed under the registry's lock only."""
 
     order: Order
-    sign: int
     state: OrderState = OrderState.PENDING
     filled: Decimal = Decimal(0)
     handed_over: bool = False

@@ -21,13 +21,9 @@ from killswitch.risk.limits.working_orders import WorkingOrder
 from killswitch.risk.limits.worst_case_exposure import WorstCaseExposure
 from killswitch.risk.order_inputs import (
     ReadOrder,
-    finite_number,
-    in_range,
-    is_name,
-    plain_sign,
+    RestOfOrder,
     read_order,
     refused,
-    side_sign,
 )
 from killswitch.risk.refusal import OrderRefused
 
@@ -107,29 +103,28 @@ class LimitCheck:
 
     # ---- asked
 
-    def explain(
-        self, symbol: str, side: str, qty: float, price: float | None
-    ) -> tuple[OrderRefused | None, Verdict | None]:
+    def explain(self, order: ReadOrder | OrderRefused) -> tuple[OrderRefused | None, Verdict | None]:
         """Return the first refusal, and the verdict where the order came so far as to need one."""
-        if self._marks is None and price is not None:
-            sign = plain_sign(symbol, side, qty, price)
-            if sign and self.surely_passes(symbol, sign, qty, price):
-                return None, None
         if self._freeze.in_force:
-            return self._frozen(symbol), None
-        order = read_order(symbol, side, qty, price)
+            return self._frozen(order.symbol), None
         verdict = order if isinstance(order, OrderRefused) else self._judge(order)
         if isinstance(verdict, OrderRefused):
             return verdict, None
         if verdict.refusals:
             return verdict.refusals[0], verdict
         with self._lock:
-            return self._room_refusal(symbol), verdict
+            return self._room_refusal(order.symbol), verdict
 
-    def simulate(self, symbol: str, side: str, qty: float, price: float | None) -> OrderSimulation:
+    def explain_read(self, order: ReadOrder | OrderRefused) -> OrderRefused | None:
+        """Return the first refusal alone, and look quickly first."""
+        if isinstance(order, OrderRefused) or order.price is None:
+            return self.explain(order)[0]
+        sure = self.surely_passes(order.symbol, order.sign, order.qty, order.price)
+        return None if sure else self.explain(order)[0]
+
+    def simulate(self, order: ReadOrder | OrderRefused) -> OrderSimulation:
         """Return everything that would happen to an order."""
-        frozen = (self._frozen(symbol),) if self._freeze.in_force else ()
-        order = read_order(symbol, side, qty, price)
+        frozen = (self._frozen(order.symbol),) if self._freeze.in_force else ()
         verdict = order if isinstance(order, OrderRefused) else self._judge(order)
         if isinstance(order, OrderRefused) or isinstance(verdict, OrderRefused):
             return OrderSimulation(refusals=(*frozen, verdict) if isinstance(verdict, OrderRefused) else frozen)
@@ -155,19 +150,16 @@ class LimitCheck:
             warnings=warnings,
         )
 
-    def would_reduce(self, symbol: str, side: str, qty: float, client_order_id: str | None) -> bool:
+    def would_reduce(self, order: ReadOrder, client_order_id: str | None) -> bool:
         """Tell whether an order can only reduce, whatever else fills."""
-        sign, quantity = side_sign(side), finite_number(qty)
-        if sign is None or quantity is None or not in_range(quantity) or not is_name(symbol):
-            return False
         with self._lock:
             self._book.book()
-            held = self._book.held.get(symbol)
+            held = self._book.held.get(order.symbol)
             if held is None:
                 return False
             own = self._book.working.orders.get(client_order_id) if client_order_id is not None else None
-            working = self._book.same_side(symbol, sign, own)[0]
-            return stays_within(held.exact_quantity, working, sign, exact(quantity))
+            working = self._book.same_side(order.symbol, order.sign, own)[0]
+            return stays_within(held.exact_quantity, working, order.sign, order.quantity)
 
     def surely_passes(self, symbol: str, sign: int, qty: float, price: float) -> bool:
         """Decide the common case quickly: True only when :meth:`explain` has no refusal."""
@@ -191,40 +183,41 @@ class LimitCheck:
 
     # ---- counted
 
-    def reserve(self, client_order_id: str, symbol: str, side: str, qty: float, price: float | None) -> Outcome:
-        """Hold an order against the limits and count it from now on, in one step."""
+    def reserve(self, client_order_id: str, symbol: str, sign: int, qty: float, price: float | None) -> Outcome:
+        """Hold an order against the limits and count it from now on, in one step.
+
+        It comes as the parts of a :class:`ReadOrder`, since most orders need no more than their parts.
+        """
         if self._marks is not None:
             with self._reserving:
-                return self._reserve_at_marks(client_order_id, symbol, side, qty, price)
+                return self._reserve_at_marks(client_order_id, ReadOrder(symbol, sign, qty, price))
         with self._lock:
             if self._freeze.in_force:
                 return self._frozen(symbol), ()
-            sign = plain_sign(symbol, side, qty, price)
-            limits = self._limits.quick(symbol) if sign else None
-            if limits is not None and price is not None and surely_fits(self._book, symbol, sign, qty, price, limits):
+            limits = self._limits.quick(symbol)
+            if price is not None and surely_fits(self._book, symbol, sign, qty, price, limits):
                 return self._count(client_order_id, symbol, sign, qty, price, 0.0, limits)
-            order = read_order(symbol, side, qty, price)
-            if isinstance(order, OrderRefused):
-                return order, ()
+            order = ReadOrder(symbol, sign, qty, price)
             missing = self._price_missing(order)
             if missing is not None:
                 return missing, ()
             moment = moment_of(self._book, order, None, marked=False)
             return self._count_judged(client_order_id, order, judge(order, moment, self._limits.of(symbol), None))
 
-    def _reserve_at_marks(
-        self, client_order_id: str, symbol: str, side: str, qty: float, price: float | None
-    ) -> Outcome:
-        """Judge at mark prices without the lock, then count. No other reservation comes in between."""
-        order = read_order(symbol, side, qty, price)
+    def reserve_read(self, client_order_id: str, order: ReadOrder | OrderRefused) -> Outcome:
+        """As :meth:`reserve`, of an order as it was read."""
         if isinstance(order, OrderRefused):
-            return order, ()
+            return self.explain(order)[0] or order, ()
+        return self.reserve(client_order_id, order.symbol, order.sign, order.qty, order.price)
+
+    def _reserve_at_marks(self, client_order_id: str, order: ReadOrder) -> Outcome:
+        """Judge at mark prices without the lock, then count. No other reservation comes in between."""
         verdict = self._judge(order)
         if isinstance(verdict, OrderRefused):
             return verdict, ()
         with self._lock:
             if self._freeze.in_force:
-                return self._frozen(symbol), ()
+                return self._frozen(order.symbol), ()
             refusal, _ = self._count_judged(client_order_id, order, verdict)
         return refusal, self._warnings.look_at_verdict(order.symbol, verdict, counted=refusal is None)
 
@@ -255,7 +248,7 @@ class LimitCheck:
         rest = max(EXACT.subtract(order.quantity, filled), ZERO)
         verdict: Verdict | None = None
         if rest > before or EXACT.multiply(rest, new_price) > EXACT.multiply(before, old_price):
-            judged = self._judge(ReadOrder(order.symbol, order.sign, rest, order.price), own)
+            judged = self._judge(RestOfOrder(order, rest), own)
             if isinstance(judged, OrderRefused):
                 return judged, ()
             verdict = judged
@@ -280,12 +273,20 @@ class LimitCheck:
         self._warnings.tell(warnings)
         return order is not None
 
+    def release(self, client_order_id: str) -> bool:
+        """Count an order no more; False when there is none."""
+        with self._lock:
+            order = self._book.release(client_order_id)
+            if order is not None and self._warnings.ladder.is_warned:
+                self._warnings.look(order.symbol, self._limits.quick(order.symbol))  # the way down, which tells nothing
+        return order is not None
+
     def _count_judged(self, client_order_id: str, order: ReadOrder, verdict: Verdict) -> Outcome:
         if verdict.refusals:
             return verdict.refusals[0], ()
         worth, limits = float(verdict.price), self._limits.quick(order.symbol)
         price = worth if order.price is None else order.price
-        return self._count(client_order_id, order.symbol, order.sign, float(order.quantity), price, worth, limits)
+        return self._count(client_order_id, order.symbol, order.sign, order.qty, price, worth, limits)
 
     def _count(
         self,

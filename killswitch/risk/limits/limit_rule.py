@@ -121,10 +121,10 @@ def judge(order: ReadOrder, now: Moment, limits: EffectiveLimits, marks: MarkPri
     Raises:
         MarkFault: a mark price is not usable.
     """
-    held = now.held.exact_quantity if now.held else ZERO
+    held, quantity = now.held.exact_quantity if now.held else ZERO, order.quantity
     signed = held if order.sign > 0 else held.copy_negate()  # above 0: the order is on the position's side
-    units = EXACT.add(EXACT.add(signed, now.same_side_quantity), order.quantity)
-    reduces = stays_within(held, now.same_side_quantity, order.sign, order.quantity)
+    units = EXACT.add(EXACT.add(signed, now.same_side_quantity), quantity)
+    reduces = stays_within(held, now.same_side_quantity, order.sign, quantity)
     known = now.known_price
     if marks is not None and (order.price is None or not reduces):
         known = mark_price(marks, order.symbol)
@@ -132,7 +132,7 @@ def judge(order: ReadOrder, now: Moment, limits: EffectiveLimits, marks: MarkPri
     position_usd = EXACT.multiply(signed, price)
     if known is not None and signed > 0:
         position_usd = max(position_usd, EXACT.multiply(signed, exact(known)))
-    netted_usd = EXACT.add(EXACT.add(position_usd, EXACT.multiply(order.quantity, price)), now.same_side_usd)
+    netted_usd = EXACT.add(EXACT.add(position_usd, EXACT.multiply(quantity, price)), now.same_side_usd)
     symbol_usd = max(netted_usd, EXACT.multiply(units, price), ZERO)
     others_usd, standing_usd = now.others_usd, None
     if marks is not None and not reduces:

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from killswitch.clock import NowNs, WallClock, now_ns, wall_now
 from killswitch.risk.events import MONITOR_ERROR, FreezeEvent, FreezeTrigger
-from killswitch.risk.limits.limit_check import LimitCheck, OrderSimulation, WorkingOrderRule
+from killswitch.risk.limits.limit_check import LimitCheck, OrderSimulation, Outcome, WorkingOrderRule
 from killswitch.risk.limits.limit_rule import DEFAULT_MARK_PRICE_USD
 from killswitch.risk.limits.limit_schedule import EffectiveLimits, LimitSchedule, LimitScheduleSettings, MinuteOfDay
 from killswitch.risk.limits.limits import LimitsInForce, RiskLimits
@@ -27,7 +27,7 @@ from killswitch.risk.limits.saved_state import SavedState
 from killswitch.risk.limits.warning_ladder import LimitWarning, LimitWarnings
 from killswitch.risk.limits.working_orders import MAX_WORKING_ORDERS, WorkingOrders
 from killswitch.risk.limits.worst_case_exposure import Positions, WorstCaseExposure
-from killswitch.risk.order_inputs import is_name, text_or_none
+from killswitch.risk.order_inputs import ReadOrder, is_name, plain_sign, read_order
 from killswitch.risk.refusal import OrderRefused
 from killswitch.safe_log import say
 from killswitch.settings.settings_diff import say_changed
@@ -348,7 +348,10 @@ class RuntimeRiskMonitor:
             qty: quantity, greater than 0.
             price: USD, greater than 0; the mark price when ``None``.
         """
-        refusal, verdict = self._check.explain(symbol, side, qty, price)
+        sign = plain_sign(symbol, side, qty, price)
+        if sign and price is not None and self._check.surely_passes(symbol, sign, qty, price):
+            return True
+        refusal, verdict = self._check.explain(read_order(symbol, side, qty, price))
         if verdict is not None:
             self._warnings.tell(self._warnings.look_at_verdict(symbol, verdict, counted=False))
         return refusal is None or self._count_refusal(refusal) is None
@@ -358,7 +361,15 @@ class RuntimeRiskMonitor:
 
         The mark price source is asked as for a real order. Arguments as for :meth:`check_before_order`.
         """
-        return self._check.explain(symbol, side, qty, price)[0]
+        return self._check.explain_read(read_order(symbol, side, qty, price))
+
+    def explain_read(self, order: ReadOrder) -> OrderRefused | None:
+        """As :meth:`explain_order`, of an order that has been read."""
+        return self._check.explain_read(order)
+
+    def surely_passes(self, symbol: str, sign: int, qty: float, price: float) -> bool:
+        """Decide the common case quickly, with the sign as it was read: True only when nothing would refuse it."""
+        return self._check.surely_passes(symbol, sign, qty, price)
 
     def simulate_order(self, symbol: str, side: str, qty: float, price: float | None = None) -> OrderSimulation:
         """Work out everything that would happen to an order, without any side effect.
@@ -366,7 +377,7 @@ class RuntimeRiskMonitor:
         All that would refuse it is told, not only the first; with the figures that it would lead to. The mark price
         source is asked as for a real order. Arguments as for :meth:`check_before_order`.
         """
-        return self._check.simulate(symbol, side, qty, price)
+        return self._check.simulate(read_order(symbol, side, qty, price))
 
     def would_reduce(self, symbol: str, side: str, qty: float, *, client_order_id: str | None = None) -> bool:
         """Tell whether an order can only reduce, whatever else fills: the rule of reduce-only.
@@ -380,22 +391,20 @@ class RuntimeRiskMonitor:
             qty: quantity, greater than 0.
             client_order_id: the order's own id, when it is reserved already: it does not count against itself.
         """
-        return self._check.would_reduce(symbol, side, qty, client_order_id)
+        order = read_order(symbol, side, qty, None)
+        return not isinstance(order, OrderRefused) and self._check.would_reduce(order, client_order_id)
 
-    def surely_passes(self, symbol: str, sign: int, qty: float, price: float) -> bool:
-        """Decide the common case quickly: True only when :meth:`explain_order` would return ``None``.
-
-        Args:
-            symbol, qty, price: of an order that :func:`~killswitch.risk.order_inputs.plain_sign` has read.
-            sign: what it returned, not 0.
-        """
-        return self._check.surely_passes(symbol, sign, qty, price)
+    def _told(self, outcome: Outcome) -> OrderRefused | None:
+        refusal, warnings = outcome
+        if warnings:
+            self._warnings.tell(warnings)
+        return None if refusal is None else self._count_refusal(refusal)
 
     def _count_refusal(self, refusal: OrderRefused) -> OrderRefused:
         with self._lock:
             self.blocks_total += 1
         if refusal.kind == MONITOR_ERROR:
-            self._freeze.for_monitor_error(refusal.sentence, text_or_none(refusal.symbol), {})
+            self._freeze.for_monitor_error(refusal.sentence, refusal.symbol, {})
         return refusal
 
     # ---- working orders
@@ -417,10 +426,14 @@ class RuntimeRiskMonitor:
         Returns:
             ``None`` when it may be sent and is reserved; else why not. Every refusal counts in ``blocks_total``.
         """
-        refusal, warnings = self._check.reserve(client_order_id, symbol, side, qty, price)
-        if warnings:
-            self._warnings.tell(warnings)
-        return None if refusal is None else self._count_refusal(refusal)
+        sign = plain_sign(symbol, side, qty, price)
+        if sign:
+            return self._told(self._check.reserve(client_order_id, symbol, sign, qty, price))
+        return self.reserve_read(client_order_id, read_order(symbol, side, qty, price))
+
+    def reserve_read(self, client_order_id: str, order: ReadOrder | OrderRefused) -> OrderRefused | None:
+        """As :meth:`reserve`, of an order that has been read; one that makes no sense is refused as what it is."""
+        return self._told(self._check.reserve_read(client_order_id, order))
 
     def amend(self, client_order_id: str, qty: float, price: float | None = None) -> OrderRefused | None:
         """Hold an amendment of a working order against the limits, and count the larger of before and after.
@@ -436,9 +449,7 @@ class RuntimeRiskMonitor:
         Returns:
             ``None`` when it may be sent; else why not. Every refusal counts in ``blocks_total``.
         """
-        refusal, warnings = self._check.amend(client_order_id, qty, price)
-        self._warnings.tell(warnings)
-        return None if refusal is None else self._count_refusal(refusal)
+        return self._told(self._check.amend(client_order_id, qty, price))
 
     def settle_amend(self, client_order_id: str, *, accepted: bool) -> bool:
         """Take in the venue's answer to an amendment: from now on the order counts as it is.
@@ -454,11 +465,7 @@ class RuntimeRiskMonitor:
         Returns:
             False when no such order works; an order that has filled wholly is released by its last fill.
         """
-        with self._lock:
-            order = self._book.release(client_order_id)
-            if order is not None and self._warnings.ladder.is_warned:
-                self._warnings.look(order.symbol, self._limits.quick(order.symbol))  # the way down, which tells nothing
-        return order is not None
+        return self._check.release(client_order_id)
 
     def reserved(self, client_order_id: str) -> tuple[str, str, float] | None:
         """Symbol, side and price of a reserved order, ``None`` when no such order works."""
@@ -474,14 +481,11 @@ class RuntimeRiskMonitor:
 
     def note_strategy(self, client_order_id: str, strategy: str) -> None:
         """Keep with a reservation which strategy the order is of; ``""`` for none. Waits for nothing."""
-        order = self._book.working.orders.get(client_order_id)
-        if order is not None:
-            order.strategy = strategy
+        self._book.working.note_strategy(client_order_id, strategy)
 
     def strategy_of(self, client_order_id: str) -> str | None:
         """What :meth:`note_strategy` has noted of an order that works, else ``None``. Waits for nothing."""
-        order = self._book.working.orders.get(client_order_id)
-        return None if order is None else order.strategy
+        return self._book.working.strategy_of(client_order_id)
 
     def working_orders(self, symbol: str | None = None) -> int:
         """How many orders are reserved, in one symbol or in all."""
@@ -590,7 +594,5 @@ class RuntimeRiskMonitor:
             raise ValueError(f"the saved state of the monitor cannot be read, so it is frozen: {error!r}") from error
         with self._lock:
             self.blocks_total = saved.blocks_total
-            self._feed.bad_fills.clear()
-            self._feed.bad_fills.extend(saved.bad_fills)
-            saved.put_back(self._freeze, self._book)
+            saved.put_back(self._freeze, self._book, self._feed.bad_fills)
             self._book.replace_working(working)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -51,7 +52,7 @@ class SavedState:
             working_orders=book.working.to_json(),
         )
 
-    def put_back(self, freeze: ProcessFreeze, book: WorstCaseExposure) -> None:
+    def put_back(self, freeze: ProcessFreeze, book: WorstCaseExposure, bad_fills: deque[Mapping[str, Any]]) -> None:
         """Freeze as it says, never less than now, and hold what it says. The lock is held."""
         freeze.take_over(
             frozen=self.frozen,
@@ -60,6 +61,8 @@ class SavedState:
             last_symbol=self.last_freeze_symbol,
             events=self.freeze_events,
         )
+        bad_fills.clear()
+        bad_fills.extend(self.bad_fills)
         book.clear_positions()
         for symbol, (quantity, price) in self.positions.items():
             book.replace_position(symbol, quantity, price)

@@ -244,6 +244,17 @@ class WorkingOrders:
         order.amended_quantity, order.amended_price, order.amended_worth = quantity, price, worth
         self._count(order, self.by_symbol[order.symbol])
 
+    def note_strategy(self, client_order_id: str, strategy: str) -> None:
+        """Keep with an order which strategy it is of, where there is such an order."""
+        order = self.orders.get(client_order_id)
+        if order is not None:
+            order.strategy = strategy
+
+    def strategy_of(self, client_order_id: str) -> str | None:
+        """Return what was noted, ``None`` for an unknown id."""
+        order = self.orders.get(client_order_id)
+        return None if order is None else order.strategy
+
     def settle(self, client_order_id: str, *, accepted: bool) -> WorkingOrder | None:
         """The venue has answered the amendment. ``None`` for an unknown id; nothing to settle changes nothing."""
         order = self.orders.get(client_order_id) if client_order_id.__class__ is str else None

@@ -184,8 +184,7 @@ class ControlChain:
         return None
 
     def _reduces(self, order: PretradeOrder) -> bool:
-        side = "buy" if order.sign > 0 else "sell"
-        return self._monitor.would_reduce(order.symbol, side, order.qty, client_order_id=order.own_id)
+        return self._monitor.would_reduce(order.symbol, order.side, order.qty, client_order_id=order.own_id)
 
     def take_back(self, order: PretradeOrder) -> None:
         """The order that was counted does not go after all."""

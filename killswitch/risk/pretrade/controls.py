@@ -28,13 +28,13 @@ from killswitch.risk.events import MONITOR_ERROR
 from killswitch.risk.limits.limit_check import OrderSimulation
 from killswitch.risk.limits.runtime_monitor import RuntimeRiskMonitor
 from killswitch.risk.metrics import counter_of
-from killswitch.risk.order_inputs import plain_sign, read_order
+from killswitch.risk.order_inputs import ReadOrder
 from killswitch.risk.pretrade.control_chain import ControlChain
 from killswitch.risk.pretrade.daily_counts import CalendarDay
 from killswitch.risk.pretrade.input_health import read_quote
-from killswitch.risk.pretrade.order import PretradeOrder, PretradeRule
+from killswitch.risk.pretrade.order import PretradeOrder, PretradeRule, of_strategy, read_pretrade
 from killswitch.risk.pretrade.pretrade_settings import PreTradeSettings
-from killswitch.risk.pretrade.repeated_executions import OrderStrategies, another_strategy, read_strategy
+from killswitch.risk.pretrade.repeated_executions import OrderStrategies, another_strategy
 from killswitch.risk.refusal import OrderRefused, RefusalKind
 from killswitch.settings.settings_diff import say_changed
 
@@ -146,12 +146,19 @@ class PreTradeControls:
             ``None`` when it may be sent now; else why not, with the figures. Refusals are counted; a fault of an input
             or of a control freezes the monitor where the settings say so.
         """
-        order = self._read(symbol, side, qty, price, strategy)
+        return self._admit(client_order_id, read_pretrade(symbol, side, qty, price, strategy))
+
+    def admit_read(self, client_order_id: str, read: ReadOrder, strategy: str | None) -> OrderRefused | None:
+        """As :meth:`admit`, of an order that has been read."""
+        order = PretradeOrder(read.symbol, read.sign, read.qty, read.price)
+        return self._admit(client_order_id, of_strategy(order, strategy))
+
+    def _admit(self, client_order_id: str, order: PretradeOrder | OrderRefused) -> OrderRefused | None:
         if isinstance(order, OrderRefused):
             return self._count_refusal(order)
         refusal = self._chain.ask(order, counting=True)
         if refusal is None:
-            refusal = self.monitor.reserve(client_order_id, symbol, side, qty, price)
+            refusal = self.monitor.reserve_read(client_order_id, order)
             if refusal is None:
                 refusal = self._chain.late(order)
                 if refusal is None:
@@ -196,7 +203,7 @@ class PreTradeControls:
             sentence = f"no order with the id {client_order_id!r} works"
             return OrderRefused("unknown_order", None, None, "", sentence)
         symbol, side, old_price = known
-        order = self._read(symbol, side, qty, old_price if price is None else price, strategy)
+        order = read_pretrade(symbol, side, qty, old_price if price is None else price, strategy)
         if isinstance(order, OrderRefused):
             return order
         own = self._strategies.of(client_order_id)
@@ -211,23 +218,17 @@ class PreTradeControls:
         self, symbol: str, side: str, qty: float, price: float | None = None, *, strategy: str | None = None
     ) -> OrderRefused | None:
         """Return the first refusal that an order would meet, ``None`` when it would pass. Counts nothing."""
-        order = self._read(symbol, side, qty, price, strategy)
+        order = read_pretrade(symbol, side, qty, price, strategy)
         if isinstance(order, OrderRefused):
             return order
-        refusal = self._chain.ask(order, counting=False)
-        if refusal is not None:
-            return refusal
-        monitor = self.monitor
-        if order.price is not None and monitor.surely_passes(order.symbol, order.sign, order.qty, order.price):
-            return None
-        return monitor.explain_order(symbol, side, qty, price)
+        return self._chain.ask(order, counting=False) or self.monitor.explain_read(order)
 
     def simulate_order(
         self, symbol: str, side: str, qty: float, price: float | None = None, *, strategy: str | None = None
     ) -> OrderSimulation:
         """Work out everything that would refuse an order, and its figures, without any side effect."""
         simulated = self.monitor.simulate_order(symbol, side, qty, price)
-        order = self._read(symbol, side, qty, price, strategy)
+        order = read_pretrade(symbol, side, qty, price, strategy)
         if isinstance(order, OrderRefused):
             # Numbers that make no sense the monitor has told already; a strategy that makes none it does not know.
             known = order in simulated.refusals
@@ -236,22 +237,6 @@ class PreTradeControls:
         return replace(
             simulated, refusals=(*refusals, *simulated.refusals), warnings=() if refusals else simulated.warnings
         )
-
-    def _read(
-        self, symbol: str, side: str, qty: float, price: float | None, strategy: str | None
-    ) -> PretradeOrder | OrderRefused:
-        if strategy is None:
-            strategy = ""
-        sign = plain_sign(symbol, side, qty, 1.0 if price is None else price)
-        if sign and strategy.__class__ is str:
-            return PretradeOrder(symbol, sign, qty, price, strategy)
-        read = read_order(symbol, side, qty, price)
-        if isinstance(read, OrderRefused):
-            return read
-        whose = read_strategy(symbol, strategy)
-        if isinstance(whose, OrderRefused):
-            return whose
-        return PretradeOrder(str(read.symbol), read.sign, float(read.quantity), read.price, whose)
 
     def _count_refusal(self, refusal: OrderRefused) -> OrderRefused:
         with self._refused_lock:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
+from killswitch.risk.order_inputs import ReadOrder, plain_sign, read_order, refused
 from killswitch.risk.refusal import OrderRefused, RefusalKind
 
 _NANOSECONDS_PER_MS = 1_000_000
@@ -34,8 +35,8 @@ class WatchedPrice:
         self.fault: RefusalKind | None = None
 
 
-class PretradeOrder:
-    """An order whose name, side and numbers make sense.
+class PretradeOrder(ReadOrder):
+    """An order as the controls see it, on its way through them.
 
     Attributes:
         symbol: name of the instrument.
@@ -52,10 +53,7 @@ class PretradeOrder:
         counted_by: the controls that have counted it; they alone can take it back, whatever the settings are then.
     """
 
-    __slots__ = (
-        "amends", "counted_by", "ended_ns", "grows", "now_ns", "own_id", "price", "qty", "sign", "strategy", "symbol",
-        "watched",
-    )  # fmt: skip
+    __slots__ = ("amends", "counted_by", "ended_ns", "grows", "now_ns", "own_id", "strategy", "watched")
 
     now_ns: int
     ended_ns: int
@@ -63,14 +61,9 @@ class PretradeOrder:
     counted_by: tuple[CountingControl, ...]
 
     def __init__(
-        self,
-        symbol: str,
-        sign: int,
-        qty: float,
-        price: float | None,
-        strategy: str,
-        amends: bool = False,
+        self, symbol: str, sign: int, qty: float, price: float | None, strategy: str = "", amends: bool = False
     ) -> None:
+        # Made for every order: not by way of the class above, which would cost a call.
         self.symbol = symbol
         self.sign = sign
         self.qty = qty
@@ -79,6 +72,34 @@ class PretradeOrder:
         self.amends = amends
         self.grows = True
         self.own_id: str | None = None
+
+
+def read_pretrade(symbol: Any, side: Any, qty: Any, price: Any, strategy: Any) -> PretradeOrder | OrderRefused:
+    """Return the order, or the refusal (``bad_input``) that says what of it makes no sense."""
+    if strategy is None:
+        strategy = ""
+    sign = plain_sign(symbol, side, qty, 1.0 if price is None else price)
+    if sign and strategy.__class__ is str:
+        return PretradeOrder(symbol, sign, qty, price, strategy)
+    read = read_order(symbol, side, qty, price)
+    if isinstance(read, OrderRefused):
+        return read
+    return of_strategy(PretradeOrder(read.symbol, read.sign, read.qty, read.price), strategy)
+
+
+def of_strategy(order: PretradeOrder, strategy: object) -> PretradeOrder | OrderRefused:
+    """Return the order as one of a strategy, ``""`` for ``None``; the refusal (``bad_input``) when it is no text.
+
+    Numbers are no names: ``7`` and ``"7"`` would be two strategies to one control and one to another.
+    """
+    if strategy is None:
+        return order
+    if not isinstance(strategy, str):
+        sentence = f"{order.symbol}: the strategy {strategy!r} is no text; name it as text, or leave it out"
+        return refused("bad_input", order.symbol, sentence)
+    # The text alone, whatever a kind of text of somebody's own makes of it.
+    order.strategy = strategy if strategy.__class__ is str else str.__str__(strategy)
+    return order
 
 
 class PretradeRule(Protocol):

@@ -220,19 +220,6 @@ class OrderStrategies:
         return own
 
 
-def read_strategy(symbol: object, strategy: object) -> str | OrderRefused:
-    """Return the name as plain text, ``""`` for ``None``; the refusal (``bad_input``) when it is no text.
-
-    Numbers are no names: ``7`` and ``"7"`` would be two strategies to one control and one to another.
-    """
-    if strategy is None:
-        return ""
-    if not isinstance(strategy, str):
-        sentence = f"{symbol}: the strategy {strategy!r} is no text; name it as text, or leave it out"
-        return refused("bad_input", symbol, sentence)
-    return str.__str__(strategy)  # the text alone, whatever a kind of text of somebody's own makes of it
-
-
 def another_strategy(symbol: str, client_order_id: str, own: str, told: str) -> OrderRefused:
     """The refusal of an amendment that names another strategy than its order has."""
     whose = f"of the strategy {own!r}" if own else "of no strategy"

@@ -6,6 +6,7 @@ import datetime as dt
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from killswitch.core.modes import Mode
 from killswitch.core.scopes import GLOBAL, Scope
 from killswitch.gate import Gate, GateWriter
 from killswitch.link.messages import CancelResult
+from killswitch.risk import order_inputs
 from killswitch.risk.limits.runtime_monitor import RuntimeRiskMonitor
 from killswitch.risk.pretrade import PreTradeControls
 from killswitch.risk.pretrade.pretrade_settings import PreTradeSettings
@@ -147,7 +149,7 @@ def test_a_cancel_always_passes__a_gate_that_raises_and_a_monitor_that_raises_ar
     rig.place("a")
     rig.gate.close()
     rig.writer.close()
-    rig.monitor.is_frozen = rig.monitor.reserve = None  # type: ignore[method-assign,assignment]
+    rig.monitor.is_frozen = rig.monitor.reserve = rig.monitor.reserve_read = None  # type: ignore[method-assign,assignment]
     assert rig.router.cancel_all_orders("stop").open == 0
 
 
@@ -284,14 +286,14 @@ def test_bounded_stop__a_gate_that_closes_between_the_two_looks_sends_nothing_an
 
 def test_bounded_stop__a_monitor_that_freezes_between_the_two_looks_sends_nothing(rig: Rig) -> None:
     rig.make(gate=TurningGate(rig.gate, lambda: None))
-    original = rig.monitor.reserve
+    original = rig.monitor.reserve_read
 
     def pass_then_freeze(*args: Any) -> OrderRefused | None:
         refusal = original(*args)
         rig.monitor.freeze("meanwhile")
         return refusal
 
-    rig.monitor.reserve = pass_then_freeze  # type: ignore[method-assign,assignment]
+    rig.monitor.reserve_read = pass_then_freeze  # type: ignore[method-assign,assignment]
     outcome = rig.router.place_order("a", "BTCUSDT", "buy", 1.0, 100.0)
     assert isinstance(outcome, Refused)
     assert (outcome.cause, outcome.sentence) == ("monitor", "trading is frozen: meanwhile")
@@ -470,6 +472,8 @@ def test_the_monitor_says_why(rig: Rig) -> None:
         ("a", "A", "buy", 1.0, -1.0),
         ("a", "A", "buy", "1", 1.0),
         ("a", "A", "buy", 1.0, 10**400),
+        ("a", "A", "buy", 1e16, 1.0),
+        ("a", "A", "buy", 1.0, None),
     ],
 )
 def test_unknown_is_frozen__a_bad_order_is_refused_also_without_a_monitor(rig: Rig, arguments: Any) -> None:
@@ -478,6 +482,33 @@ def test_unknown_is_frozen__a_bad_order_is_refused_also_without_a_monitor(rig: R
         outcome = rig.router.place_order(*arguments)
         assert isinstance(outcome, Refused)
         assert outcome.cause == "bad_input"
+
+
+def test_an_order_is_read_once_and_what_was_read_is_what_is_counted_and_sent(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Any] = []
+
+    def reads(*arguments: Any) -> Any:
+        read.append(order_inputs.read_order(*arguments))
+        return read[-1]
+
+    def again(*_arguments: Any) -> None:
+        raise AssertionError("the order was read again")
+
+    monkeypatch.setattr("killswitch.routing.order_router.read_order", reads)
+    for module in ("limits.runtime_monitor", "limits.limit_check", "pretrade.order"):
+        monkeypatch.setattr(f"killswitch.risk.{module}.read_order", again)
+    for module in ("limits.runtime_monitor", "pretrade.order"):
+        monkeypatch.setattr(f"killswitch.risk.{module}.plain_sign", again)
+    rig.make(
+        monitor=None, controls=PreTradeControls(PreTradeSettings(), monitor=rig.monitor, registry=CollectorRegistry())
+    )
+    assert rig.router.place_order("a", "BTCUSDT", "Buy", Decimal("1.5"), 100) == Placed("a", 1)  # type: ignore[arg-type]
+    (order,) = rig.venue.placed
+    assert (order.symbol, order.side, order.qty, order.price) == ("BTCUSDT", "buy", 1.5, 100.0)
+    assert rig.monitor.reserved("a") == ("BTCUSDT", "buy", 100.0)
+    assert len(read) == 1
 
 
 def test_open_orders_are_limited(rig: Rig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import enum
 import json
 import math
 import threading
@@ -40,6 +41,18 @@ def test_unknown_is_frozen__an_order_that_makes_no_sense_is_refused_with_every_c
     assert rig.admit() is None
     assert rig.admit(qty=Decimal("1.5"), price=Decimal("100")) is None
     assert not rig.monitor.is_frozen()
+
+
+def test_a_symbol_that_is_a_kind_of_text_is_one_symbol_to_controls_and_limits_alike() -> None:
+    """``str()`` of an Enum is its name, a look-up goes by its text: permitted, watched and booked is the text."""
+
+    class Symbol(str, enum.Enum):  # noqa: UP042 - the older kind, of which str() is another word
+        BTC = "A"
+
+    rig = Rig(permitted_symbols=("A",))
+    assert rig.admit(symbol=Symbol.BTC) is None
+    assert rig.monitor.reserved("o1") == ("A", "buy", 100.0)
+    assert rig.monitor.working_orders("A") == 1
 
 
 def test_everything_but_the_throttle_is_off_unless_it_is_configured() -> None:
