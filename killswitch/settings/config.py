@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, cast
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
@@ -312,10 +312,12 @@ class _Written:
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay values over others, section by section."""
+    """Lay values over others, section by section; what stands where a section belongs stays, and is a fault."""
     merged = dict(below)
     for name, value in above.items():
         under = merged.get(name)
-        both = isinstance(under, Mapping) and isinstance(value, Mapping)
-        merged[name] = _over(cast("Mapping[str, Any]", under), value) if both else value
+        if not isinstance(value, Mapping) or name not in merged:
+            merged[name] = value
+        elif isinstance(under, Mapping):
+            merged[name] = _over(under, value)
     return merged

@@ -134,6 +134,16 @@ def test_options_win_over_the_environment(load: Load, monkeypatch: pytest.Monkey
     assert load("cluster: from-file").cluster == "from-env"
 
 
+@pytest.mark.parametrize("text", ["timing: fast", "timing:", "timing: [1]"])
+def test_what_stands_where_a_section_belongs_is_a_fault_whatever_the_environment_says(
+    faults: Faults, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """A variable of a section does not hide that the file's section is none: its author meant something by it."""
+    monkeypatch.setenv("KILLSWITCH_TIMING__PERMIT_TTL_MS", "1900")
+    (told,) = faults(text)
+    assert "timing: input should be a valid dictionary" in told
+
+
 def test_an_empty_variable_counts_as_unset(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     """A variable that a service file sets to nothing does not take the file's value away."""
     monkeypatch.setenv("KILLSWITCH_CLUSTER", "")
