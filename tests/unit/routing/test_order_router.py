@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import runpy
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +32,7 @@ from killswitch.routing.order_state import TRANSITIONS, OrderEvent, OrderState, 
 from killswitch.routing.order_types import Order, OrderRejected, Placed, Refused, VenueEvent, VenueEventKind
 from tests.support.waiting import wait_until
 
+TRAP = Path(__file__).parents[2] / "containers" / "inside" / "trap" / "sitecustomize.py"
 SHORT_S = 0.3
 LONG_S = 20.0
 
@@ -797,3 +799,18 @@ def test_every_state_but_the_final_ones_can_be_cancelled_and_filled() -> None:
     for state in OrderState:
         assert (next_state(state, OrderEvent.CANCELED) is OrderState.CANCELED) is not state.is_final
         assert (next_state(state, OrderEvent.FULL_FILL) is OrderState.FILLED) is not state.is_final
+
+
+def test_the_trap_of_the_containers_stands_between_the_steps_of_the_router(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scenarios in containers stop a router between its looks: a step that is named otherwise would spring none."""
+    for step in ("_second_refusal", "_hand_over"):
+        monkeypatch.setattr(OrderRouter, step, getattr(OrderRouter, step))  # the trap is taken away afterwards
+    names = runpy.run_path(str(TRAP))
+    sprung: list[str] = []
+    names["set_traps"].__globals__["spring"] = sprung.append
+    names["set_traps"]()
+    rig.place("a")
+    assert sprung == ["before-second-look", "after-second-look"]
+    assert [order.client_order_id for order in rig.venue.placed] == ["a"]

@@ -32,13 +32,13 @@ def set_traps() -> None:
 
     looks, hands_over = OrderRouter._second_refusal, OrderRouter._hand_over
 
-    def second_refusal(self: OrderRouter, entry: Any) -> Any:
+    def second_refusal(self: OrderRouter, *order: Any) -> Any:
         spring("before-second-look")
-        return looks(self, entry)
+        return looks(self, *order)
 
-    def hand_over(self: OrderRouter, entry: Any) -> Any:
+    def hand_over(self: OrderRouter, *order: Any) -> Any:
         spring("after-second-look")
-        return hands_over(self, entry)
+        return hands_over(self, *order)
 
     OrderRouter._second_refusal = second_refusal  # type: ignore[method-assign]
     OrderRouter._hand_over = hand_over  # type: ignore[method-assign]
