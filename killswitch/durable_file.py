@@ -46,15 +46,15 @@ def append_to_file(path: Path, content: bytes) -> None:
         try:
             _write_all(fd, content)
             os.fsync(fd)
+            if size == 0:
+                _sync_directory(path.parent)  # the file may be new
         except OSError:
-            # Half a line that stays would make the next one unreadable.
+            # Half a line that stays would make the next one unreadable, and a whole one would stand there twice.
             with contextlib.suppress(OSError):
                 os.ftruncate(fd, size)
             raise
     finally:
         os.close(fd)
-    if size == 0:
-        _sync_directory(path.parent)  # the file may be new
 
 
 def _beside(path: Path) -> Path:

@@ -70,3 +70,22 @@ def test_a_file_that_may_be_new_is_on_the_disk_with_its_name(
     monkeypatch.setattr(os, "fsync", noting)
     write(tmp_path / "f", CONTENT)
     assert [name.split(".")[0] for name in synced] == ["f", tmp_path.name]
+
+
+def test_a_line_that_is_refused_because_of_its_folder_is_not_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is told that a line was not written writes it again: two of them break a chain."""
+    real = os.fsync
+
+    def no_folder(fd: int) -> None:
+        if Path(f"/proc/self/fd/{fd}").resolve() == tmp_path.resolve():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(fd)
+
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "fsync", no_folder)
+        with pytest.raises(OSError, match="Input/output error"):
+            append_to_file(tmp_path / "f", b"one\n")
+    append_to_file(tmp_path / "f", b"one\n")
+    assert (tmp_path / "f").read_bytes() == b"one\n"
