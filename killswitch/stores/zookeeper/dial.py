@@ -83,7 +83,8 @@ def reason(error: OSError) -> str:
         return f"its certificate is not to be trusted ({error.verify_message})"
     if isinstance(error, ssl.SSLError):
         return f"TLS failed ({error.reason or 'no handshake'})"
-    return (error.strerror or str(error)).lower()
+    # What we say ourselves may name a file, which is another one in small letters.
+    return error.strerror.lower() if error.strerror else str(error)
 
 
 def _shake_hands(plain: socket.socket, name: str, tls: TlsFiles, deadline: Deadline, ready: Ready) -> ssl.SSLSocket:

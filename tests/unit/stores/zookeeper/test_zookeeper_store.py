@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from pathlib import Path
 
@@ -9,9 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from killswitch.clock import now_ns
 from killswitch.stores import StoreForbidden, StoreUnavailable, open_store
+from killswitch.stores.timing import Deadline
+from killswitch.stores.urls import TlsFiles
 from killswitch.stores.zookeeper.commit import TRANSACTION_MAX_BYTES, Commit
 from killswitch.stores.zookeeper.connection import Connection, ConnectionSettings, Reply
+from killswitch.stores.zookeeper.dial import command, reason
 from killswitch.stores.zookeeper.lease import LATE_BY_TICKS, LEASE_SLACK_MS, check_granted
 from killswitch.stores.zookeeper.store import GUARANTEES, ZooKeeperStore
 
@@ -38,6 +43,16 @@ def test_an_authority_that_is_none_is_refused(tmp_path: Path) -> None:
     nonsense.write_text("nonsense")
     with pytest.raises(ValueError, match=f"ca_file {nonsense} cannot be used"):
         open_store(f"zookeeper+tls://127.0.0.1:2281?ca_file={nonsense}")
+
+
+def test_a_file_that_is_gone_is_told_as_it_is_written(tmp_path: Path) -> None:
+    """A path in small letters is another one."""
+    files = TlsFiles(ca_file=tmp_path / "CA-Prod" / "Root.PEM")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        where = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(OSError, match="cannot be read") as caught:
+            command(where, "srvr", files, Deadline(5_000, now_ns))
+    assert f"ca_file {files.ca_file} cannot be read" in reason(caught.value)
 
 
 def test_opening_sends_nothing_and_closing_needs_no_server() -> None:
