@@ -112,6 +112,17 @@ def test_a_group_whose_images_cannot_be_had_says_so_in_one_line(
     assert "cannot be pulled and build.sh failed: no debootstrap" in said[1]
 
 
+@pytest.mark.parametrize(("name", "well"), [("packaging", False), ("docker", True)])
+def test_in_a_pipeline_a_group_without_its_index_fails(monkeypatch: pytest.MonkeyPatch, name: str, well: bool) -> None:
+    """As its tests say of themselves; Docker is required by its own word alone."""
+    monkeypatch.setattr(run, "why_not", lambda group: "nobody answers")
+    monkeypatch.delenv("KILLSWITCH_REQUIRE_DOCKER", raising=False)
+    monkeypatch.setenv("CI", "true")
+    assert run.run_group(name).well is well
+    monkeypatch.delenv("CI")
+    assert run.run_group(name).well
+
+
 def test_what_keeps_a_group_from_running_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choose, "require_docker", lambda: choose.give_up("Docker does not answer:\n  nobody there"))
     for required in ("0", "1"):
