@@ -184,8 +184,12 @@ def run_group(name: str, workers: int | None = None, output: IO[str] | None = No
     group = GROUPS[name]
     started = time.monotonic()
     print(f"== {name}", file=output, flush=True)
-    if why := why_not(group):
-        required = must_run(group)
+    try:
+        why = why_not(group)
+        required = bool(why) and must_run(group)
+    except Exception as error:  # what nobody has thought of is a failure, and of this group alone
+        why, required = f"could not be prepared: {error!r}"[:SAID_CHARS], True
+    if why:
         note = why if required else f"not run: {why}"
         print(f"{name}: {note}", file=output, flush=True)
         return Outcome(name, 0, int(required), 0, time.monotonic() - started, note)

@@ -123,6 +123,22 @@ def test_in_a_pipeline_a_group_without_its_index_fails(monkeypatch: pytest.Monke
     assert run.run_group(name).well
 
 
+def test_a_group_that_cannot_be_prepared_fails_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others still run and are told: an image whose building takes too long is no end of everything."""
+
+    def hangs(group: run.Group) -> str:
+        raise subprocess.TimeoutExpired("build.sh", 900)
+
+    monkeypatch.setattr(run, "why_not", hangs)
+    monkeypatch.delenv("KILLSWITCH_REQUIRE_DOCKER", raising=False)
+    outcome = run.run_group("docker")
+    assert (outcome.well, outcome.failed) == (False, 1)
+    assert "TimeoutExpired" in outcome.note
+    assert outcome.note in capsys.readouterr().out
+
+
 def test_what_keeps_a_group_from_running_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choose, "require_docker", lambda: choose.give_up("Docker does not answer:\n  nobody there"))
     for required in ("0", "1"):
