@@ -19,6 +19,7 @@ import structlog
 from pyetcd import etcdrpc
 
 from killswitch import clock
+from killswitch.safe_log import say
 from killswitch.stores.etcd import failures
 from killswitch.stores.etcd.credentials import (
     REQUIRE_LEADER,
@@ -152,7 +153,7 @@ class Link:
             old, self._files_as_read, self.tls_fault = self.channel, found, ""
             self._connect(channel)
         old.close()
-        _log.info("tls files renewed", address=self.address)
+        say("info", "tls files renewed", by=_log, address=self.address)
         return True
 
     def close(self) -> None:

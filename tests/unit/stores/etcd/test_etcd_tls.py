@@ -7,11 +7,13 @@ import ssl
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 
 from killswitch.stores import open_store
+from killswitch.stores.etcd import channel
 from killswitch.stores.etcd.credentials import _authorities, fingerprint
 from killswitch.stores.etcd.store import EtcdStore
 from killswitch.stores.tls import TlsFilesUnusable
@@ -122,3 +124,22 @@ def test_a_renewed_or_replaced_file_is_noticed(papers: Papers, tmp_path: Path) -
     papers.ca.unlink()
     seen.add(fingerprint(papers.files))
     assert len(seen) == 4
+
+
+def test_renewed_files_are_taken_up_under_a_log_that_cannot_be_written(
+    papers: Papers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read that takes them up is answered or unavailable; it is no place to hear of a full disk."""
+
+    class FullDisk:
+        def info(self, event: str, **_: object) -> None:
+            raise OSError(28, event)
+
+    monkeypatch.setattr(channel, "_log", FullDisk())
+    link = channel.Link("127.0.0.1:1", grpc.insecure_channel, papers.files)
+    status = papers.cert.stat()
+    os.utime(papers.cert, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    try:
+        assert link.take_up_renewed_files()
+    finally:
+        link.close()
