@@ -108,12 +108,13 @@ class AccountActions:
         except Exception as error:  # a monitor that fails is a breach
             self._engage_unknown(f"the account monitor failed: {error!r}", after)
 
-    def after_bad_tick(self, before: AccountState, after: AccountState, why: str) -> None:
-        """A tick made no sense, or the account could not be judged."""
+    def after_bad_tick(self, before: AccountState, after: AccountState, found: tuple[Finding, ...], why: str) -> None:
+        """A tick made no sense, or the account could not be judged; a hard level that was found counts all the same."""
         try:
             self._look_at_breaker()
             effects = self._breaker.bad_reading(ReasonClass.DATA, f"a tick cannot be trusted: {why}", {"tick": why})
             self._froze(effects, MONITOR_ERROR, why, {}, after)
+            self._engage(found, after)
             self._note_engagement(before, after)
         except Exception as error:  # a monitor that fails is a breach
             self._engage_unknown(f"the account monitor failed: {error!r}", after)

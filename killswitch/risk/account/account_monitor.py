@@ -217,7 +217,7 @@ class RiskMonitor:
             if bad is None:
                 actions.after_tick(before, after, found, risen)
             else:
-                actions.after_bad_tick(before, after, bad)
+                actions.after_bad_tick(before, after, found, bad)
         return after
 
     def on_fill(self, symbol: str, side: str, qty: float, price: float) -> AccountState:
@@ -275,7 +275,7 @@ class RiskMonitor:
         if bad is None:
             self._actions.after_look(before, after, found, risen)
         else:
-            self._actions.after_bad_tick(before, after, bad)
+            self._actions.after_bad_tick(before, after, found, bad)
         return after
 
     # ---- other limits

@@ -699,6 +699,25 @@ def test_unknown_is_frozen__a_clock_that_raises_is_a_breach_and_nothing_raises(w
     assert stage.monitor.monitor_tick(PriceTick(BTC, 40_000.0)).alert_level is NORMAL
 
 
+@pytest.mark.parametrize("asked", ["tick", "look"])
+def test_unknown_is_frozen__a_hard_level_is_told_though_the_clock_for_people_fails(asked: str) -> None:
+    stage = Stage()
+
+    def failing() -> str:
+        raise OSError("no time")
+
+    stage.monitor._wall_clock = failing
+    state = stage.tick(30_000.0) if asked == "tick" else None
+    if asked == "look":
+        stage.monitor._book.mark(stage.monitor._book.lines[BTC], 30_000.0, stage.ns)
+        state = stage.monitor.look()
+    assert state is not None
+    assert state.alert_level is CRITICAL
+    causes = {cause.kind.value: cause.latched for cause in stage.breaker.snapshot().causes}
+    assert causes == {"data": False, "drawdown": True}
+    assert [event.metadata["cause"] for event in stage.freezes] == ["drawdown"]
+
+
 def test_unknown_is_frozen__a_monitor_that_fails_engages(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage()
     monkeypatch.setattr(stage.monitor._actions, "_log", lambda *_: 1 / 0)
