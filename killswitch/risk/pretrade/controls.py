@@ -156,9 +156,10 @@ class PreTradeControls:
     def _admit(self, client_order_id: str, order: PretradeOrder | OrderRefused) -> OrderRefused | None:
         if isinstance(order, OrderRefused):
             return self._count_refusal(order)
+        read = _as_read(order)
         refusal = self._chain.ask(order, counting=True)
         if refusal is None:
-            refusal = self.monitor.reserve_read(client_order_id, order)
+            refusal = self.monitor.reserve_read(client_order_id, read)
             if refusal is None:
                 refusal = self._chain.late(order)
                 if refusal is None:
@@ -221,7 +222,8 @@ class PreTradeControls:
         order = read_pretrade(symbol, side, qty, price, strategy)
         if isinstance(order, OrderRefused):
             return order
-        return self._chain.ask(order, counting=False) or self.monitor.explain_read(order)
+        read = _as_read(order)
+        return self._chain.ask(order, counting=False) or self.monitor.explain_read(read)
 
     def simulate_order(
         self, symbol: str, side: str, qty: float, price: float | None = None, *, strategy: str | None = None
@@ -375,3 +377,8 @@ class PreTradeControls:
             sentence = f"the saved state of the pre-trade controls cannot be read, so the monitor is frozen: {error!r}"
             self.monitor.freeze(sentence, trigger="limit_violation", metadata={"cause": MONITOR_ERROR})
             raise ValueError(sentence) from error
+
+
+def _as_read(order: PretradeOrder) -> ReadOrder:
+    """The order as it will be sent: a rule of the user's own is handed the other one, and may write into it."""
+    return ReadOrder(order.symbol, order.sign, order.qty, order.price)

@@ -108,6 +108,28 @@ class Moody(PretradeRule):
         return self.answer  # type: ignore[no-any-return]
 
 
+class Meddler(PretradeRule):
+    """A rule that writes into the order what it works out for itself."""
+
+    name = "meddler"
+
+    def refuses(self, order: PretradeOrder) -> OrderRefused | None:
+        order.qty, order.price, order.sign, order.symbol = order.qty / 1_000, 0.01, -order.sign, "B"
+        return None
+
+
+def test_the_limits_are_asked_about_the_order_that_is_sent_whatever_a_rule_makes_of_it() -> None:
+    rig = Rig(rules=(Meddler(),))
+    assert rig.admit(symbol="A", qty=3.0, price=100.0) is None
+    assert rig.monitor.reserved("o1") == ("A", "buy", 100.0)
+    assert rig.monitor.reserved_quantity("o1") == 3.0
+    too_large = rig.monitor.max_inventory_usd_per_symbol
+    assert rig.admit(symbol="A", qty=too_large, price=100.0) == "symbol_limit"
+    told = rig.controls.explain_order("A", "buy", too_large, 100.0)
+    assert told is not None
+    assert told.kind == "symbol_limit"
+
+
 def test_the_first_that_refuses_is_told_in_the_stated_order_and_what_if_tells_all() -> None:
     """Everything is wrong with the order; then the faults are mended one by one, and the next one speaks."""
     moody = Moody()
