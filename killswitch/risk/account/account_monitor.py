@@ -1,6 +1,6 @@
 """The account on every tick: drawdown and leverage against a warning and a hard level, and a circuit breaker behind.
 
-What is measured from what :
+What is measured from what:
 
 * **Drawdown** is from the day's *highest* equity, not from the initial balance: ``max_daily_drawdown`` is a day's
   figure, and the peak is never the later of the two to stop.
