@@ -178,6 +178,9 @@ def read_values(path: Path, *, may_wait: bool = False) -> FileValues:
         raise SettingsFileError([f"{path}: is not YAML ({line}{error.problem or error.context})"]) from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise SettingsFileError([f"{path}: is not YAML ({' '.join(str(error).split())})"]) from error
+    except (LookupError, AttributeError) as error:
+        # What yaml ends with at "!!bool maybe" or "!!timestamp soon".
+        raise SettingsFileError([f"{path}: is not YAML (a value is not of the type that its tag says)"]) from error
     if root is None:
         return FileValues(path, {}, {}, ())
     if not isinstance(loaded, dict):
