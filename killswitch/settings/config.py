@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
-from killswitch.core.permit import Timing, timing_faults
+from killswitch.core.permit import MAX_CLOCK_RATE_RATIO, Timing, timing_faults
 from killswitch.settings.environment import read_environment
 from killswitch.settings.section import NodeLimits, Section, leaves, section_at, sentences_error
 from killswitch.settings.settings_file import (
@@ -224,8 +224,8 @@ def load_needed_settings(
         needed: what the command cannot do without: ``cluster`` and ``store``, for a freeze.
 
     Returns:
-        The settings, every other section that has a fault as it is built in; and one sentence for each thing that is
-        wrong.
+        The settings, every other section that has a fault as it is built in, but for the clock rate: of a timing with a
+        fault it is the largest that any may have. And one sentence for each thing that is wrong.
 
     Raises:
         SettingsFileError: something that is needed is wrong, or may be: the file cannot be read, or an unknown name
@@ -244,6 +244,10 @@ def load_needed_settings(
     built_in = [name for name in Settings.model_fields if name in left_out or (written.unread and name not in needed)]
     if built_in:
         sentences.append(f"this does not stop the command, which takes {', '.join(built_in)} as built in")
+    if "timing" in built_in:
+        # What the nodes' clocks may do is not known, so a permit counts as run out only when any would have.
+        timing = settings.timing.model_copy(update={"clock_rate_ratio": MAX_CLOCK_RATE_RATIO})
+        settings = settings.model_copy(update={"timing": timing})
     return settings, sentences
 
 

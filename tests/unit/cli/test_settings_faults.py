@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from killswitch.cli import cli, context
 from killswitch.cluster.cluster import Cluster
 from killswitch.core.modes import Mode
+from killswitch.core.permit import MAX_CLOCK_RATE_RATIO
 from killswitch.settings.config import Settings, load_needed_settings
 from killswitch.stores.memory import MemoryStore
 
@@ -121,6 +122,25 @@ def test_the_doctor_says_the_fault_once_and_examines(run: Run) -> None:
     result = run("cluster: c\ncoordinator: {rules: {drawdown: {hard_usd: -5}}}", "doctor")
     assert result.exit_code in (0, 1)
     assert result.stderr.count("coordinator.rules.drawdown.hard_usd") == 1
+
+
+def test_a_silent_node_is_proven_stopped_by_no_clock_rate_that_nobody_has_set(run: Run, tmp_path: Path) -> None:
+    """PROOF, NOT HOPE: with timing that cannot be used a permit may end as late as any sound timing lets it."""
+    text = "timing: {clock_rate_ratio: 1.4}"
+    (tmp_path / "k.yaml").write_text(f"cluster: c\nstore: memory://s\n{text}\n", encoding="utf-8")
+    settings, faults = load_needed_settings(tmp_path / "k.yaml", {}, ("cluster", "store"))
+    assert faults == []
+    assert settings.timing.clock_rate_ratio == 1.4
+    (tmp_path / "k.yaml").write_text(
+        f"cluster: c\nstore: memory://s\n{text}\ncoordinator: {{rulez: 1}}\n", encoding="utf-8"
+    )
+    assert load_needed_settings(tmp_path / "k.yaml", {}, ("cluster", "store"))[0].timing.clock_rate_ratio == 1.4
+    for broken in ("timing: {clock_rate_ratio: 1.4, permit_ttl_ms: 200}", "timing: ["):
+        (tmp_path / "k.yaml").write_text(f"cluster: c\nstore: memory://s\n{broken}\n", encoding="utf-8")
+        options = {"cluster": "c", "store": ["memory://s"]}
+        settings, _ = load_needed_settings(tmp_path / "k.yaml", options, ("cluster", "store"))
+        assert settings.timing.clock_rate_ratio == MAX_CLOCK_RATE_RATIO
+    assert "as built in" in run("cluster: c\ntiming: {permit_ttl_ms: 200}", *FREEZE).stderr
 
 
 @pytest.mark.parametrize(
