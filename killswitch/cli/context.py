@@ -72,6 +72,10 @@ class CommandContext:
         Args:
             needed: what it cannot do without; cluster and store unless told otherwise.
         """
+        return self.settings_and_faults(*needed)[0]
+
+    def settings_and_faults(self, *needed: str) -> tuple[Settings, list[str]]:
+        """As :meth:`needed_settings`, for a command that tells the faults among what it finds as well."""
         from killswitch.settings.config import load_needed_settings
 
         settings, faults = load_needed_settings(self.config_path, self._given(), needed or ("cluster", "store"))
@@ -79,7 +83,7 @@ class CommandContext:
         with suppress(OSError, ValueError, AttributeError):
             for fault in faults:
                 talk(fault)
-        return settings
+        return settings, faults
 
     def sound_settings(self) -> Settings:
         """Read what is sound of the settings, for a check that tells everything; a section with a fault is built in."""

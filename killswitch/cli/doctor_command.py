@@ -29,7 +29,7 @@ def doctor(context: CommandContext, node_gate: str | None) -> None:
     from killswitch.doctor.findings import judge
     from killswitch.doctor.verdict import Severity, worst
 
-    seen = _examine(context, context.needed_settings(), node_gate)
+    seen = _examine(context, *context.settings_and_faults(), node_gate)
     found = judge(seen)
     if context.wants_json:
         context.emit_json("doctor", _body(seen, found))
@@ -41,7 +41,7 @@ def doctor(context: CommandContext, node_gate: str | None) -> None:
         sys.exit(EXIT_ERROR)
 
 
-def _examine(context: CommandContext, settings: Settings, node_gate: str | None) -> Examination:
+def _examine(context: CommandContext, settings: Settings, faults: Sequence[str], node_gate: str | None) -> Examination:
     from killswitch.doctor.machine import ClockPair, examine_machine
     from killswitch.doctor.measurements import Examination
 
@@ -54,7 +54,7 @@ def _examine(context: CommandContext, settings: Settings, node_gate: str | None)
         gate_asked_for=node_gate is not None,
         state_dir=own.state_dir,
     )
-    return Examination(settings.timing.to_core(), settings.cluster, stores, machine)
+    return Examination(settings.timing.to_core(), settings.cluster, stores, machine, tuple(faults))
 
 
 def _examine_store(context: CommandContext, settings: Settings) -> StoreExamined:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from killswitch.core.permit import Timing, worst_case
@@ -36,8 +37,18 @@ def judge(seen: Examination) -> list[Finding]:
         if one.cluster is not None:
             of_this += cluster_findings(one.cluster, seen.timing)
         found += [replace(finding, store=one.store.address) for finding in of_this]
-    found += [*timing_findings(seen.timing), *machine_findings(seen.machine, seen.cluster, seen.timing)]
+    # With a fault anywhere no agent starts by these settings, so no bounds follow from them.
+    found += settings_findings(seen.settings_faults) or timing_findings(seen.timing)
+    found += machine_findings(seen.machine, seen.cluster, seen.timing)
     return sorted(found, key=lambda finding: -finding.severity)
+
+
+def settings_findings(faults: Sequence[str]) -> list[Finding]:
+    """Tell what is wrong with the settings; none where nothing is."""
+    if not faults:
+        return []
+    do = "mend it and ask `killswitch config check`"
+    return [Finding(FAULT, "settings", "; ".join(faults), "no agent and no coordinator starts with them", do)]
 
 
 def timing_findings(timing: Timing) -> list[Finding]:

@@ -235,9 +235,18 @@ class StoreExamined:
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """Everything that was measured, and the settings that it is held against."""
+    """Everything that was measured, and the settings that it is held against.
+
+    Attributes:
+        timing: of the settings, or what stands in for one that cannot be used.
+        cluster: the name.
+        stores: what was measured at each.
+        machine: what was measured here.
+        settings_faults: what is wrong with the settings, as sentences.
+    """
 
     timing: Timing
     cluster: str
     stores: tuple[StoreExamined, ...]
     machine: MachineSeen
+    settings_faults: tuple[str, ...] = ()

@@ -124,6 +124,14 @@ def test_the_doctor_says_the_fault_once_and_examines(run: Run) -> None:
     assert result.stderr.count("coordinator.rules.drawdown.hard_usd") == 1
 
 
+def test_the_doctor_finds_no_cluster_well_whose_agents_would_not_start(run: Run) -> None:
+    """PROOF, NOT HOPE: a fault of the settings is a finding, and no bounds are told that nobody has set."""
+    result = run("cluster: c\ntiming: {permit_ttl_ms: 200}", "-o", "json", "doctor")
+    found = json.loads(result.stdout)["findings"]
+    assert [one["severity"] for one in found if "k.yaml:3: timing: 3 * renew_every_ms" in one["sentence"]] == ["fault"]
+    assert (result.exit_code, [one for one in found if one["topic"] == "timing"]) == (1, [])
+
+
 def test_a_silent_node_is_proven_stopped_by_no_clock_rate_that_nobody_has_set(run: Run, tmp_path: Path) -> None:
     """PROOF, NOT HOPE: with timing that cannot be used a permit may end as late as any sound timing lets it."""
     text = "timing: {clock_rate_ratio: 1.4}"
