@@ -233,7 +233,8 @@ def load_needed_settings(
     """
     written = _Written(path, overrides or {}, needed)
     settings, found = written.settings()
-    sentences = [*written.unread, *(one.sentence for one in (*written.of_environment, *written.twice, *found))]
+    wrong = (*written.of_environment, *written.twice, *found)
+    sentences = [*written.unread, *(fault.sentence for fault in wrong)]
     if written.leave_open(found, needed):
         raise SettingsFileError(sentences)
     left_out = {str(fault.where[0]) for fault in (*written.twice, *found)} - set(needed)
@@ -244,7 +245,7 @@ def load_needed_settings(
     built_in = [name for name in Settings.model_fields if name in left_out or (written.unread and name not in needed)]
     if built_in:
         sentences.append(f"this does not stop the command, which takes {', '.join(built_in)} as built in")
-    if "timing" in built_in:
+    if written.unread or any(_part_meant(fault.where) == "timing" for fault in wrong):
         # What the nodes' clocks may do is not known, so a permit counts as run out only when any would have.
         timing = settings.timing.model_copy(update={"clock_rate_ratio": MAX_CLOCK_RATE_RATIO})
         settings = settings.model_copy(update={"timing": timing})
@@ -310,9 +311,14 @@ class _Written:
 
     def _may_mean(self, where: Where, needed: Collection[str]) -> bool:
         """Tell whether a name that nobody knows may be a needed one, which stands nowhere else."""
-        name = str(where[0])
-        part = name if name in Settings.model_fields else meant(name, list(Settings.model_fields))
+        part = _part_meant(where)
         return part in needed and (len(where) > 1 or part not in self._values)
+
+
+def _part_meant(where: Where) -> str | None:
+    """Return the outermost setting that a place is in, or that its unknown name resembles."""
+    name = str(where[0])
+    return name if name in Settings.model_fields else meant(name, list(Settings.model_fields))
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -132,7 +132,9 @@ def test_the_doctor_finds_no_cluster_well_whose_agents_would_not_start(run: Run)
     assert (result.exit_code, [one for one in found if one["topic"] == "timing"]) == (1, [])
 
 
-def test_a_silent_node_is_proven_stopped_by_no_clock_rate_that_nobody_has_set(run: Run, tmp_path: Path) -> None:
+def test_a_silent_node_is_proven_stopped_by_no_clock_rate_that_nobody_has_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """PROOF, NOT HOPE: with timing that cannot be used a permit may end as late as any sound timing lets it."""
     text = "timing: {clock_rate_ratio: 1.4}"
     (tmp_path / "k.yaml").write_text(f"cluster: c\nstore: memory://s\n{text}\n", encoding="utf-8")
@@ -143,12 +145,20 @@ def test_a_silent_node_is_proven_stopped_by_no_clock_rate_that_nobody_has_set(ru
         f"cluster: c\nstore: memory://s\n{text}\ncoordinator: {{rulez: 1}}\n", encoding="utf-8"
     )
     assert load_needed_settings(tmp_path / "k.yaml", {}, ("cluster", "store"))[0].timing.clock_rate_ratio == 1.4
-    for broken in ("timing: {clock_rate_ratio: 1.4, permit_ttl_ms: 200}", "timing: ["):
+    for broken in (
+        "timing: {clock_rate_ratio: 1.4, permit_ttl_ms: 200}",
+        "timng: {clock_rate_ratio: 1.4}",
+        "timing: [",
+    ):
         (tmp_path / "k.yaml").write_text(f"cluster: c\nstore: memory://s\n{broken}\n", encoding="utf-8")
         options = {"cluster": "c", "store": ["memory://s"]}
         settings, _ = load_needed_settings(tmp_path / "k.yaml", options, ("cluster", "store"))
         assert settings.timing.clock_rate_ratio == MAX_CLOCK_RATE_RATIO
-    assert "as built in" in run("cluster: c\ntiming: {permit_ttl_ms: 200}", *FREEZE).stderr
+    for name, value in (("KILLSWITCH_TIMING", "{clock_rate_ratio"), ("KILLSWITCH_TIMING__CLOCK_RATE", "1.4")):
+        monkeypatch.setenv(name, value)
+        settings, _ = load_needed_settings(None, {"cluster": "c", "store": ["memory://s"]}, ("cluster", "store"))
+        assert settings.timing.clock_rate_ratio == MAX_CLOCK_RATE_RATIO, name
+        monkeypatch.delenv(name)
 
 
 @pytest.mark.parametrize(
