@@ -284,7 +284,11 @@ class _Written:
             self.unread = tuple(error.faults)
         self.of_environment, self.twice = environment.faults, file.twice
         self._values = _over({str(name): value for name, value in file.values.items()}, self._over_file)
-        stands: dict[Where, str] = {**file.places().of, **environment.variables}
+        # A variable of a section stands behind what the file has in place of the section (see _over).
+        hidden = {where for where, _ in leaves(self._values)} - {where for where, _ in leaves(environment.values)}
+        of_file = file.places().of
+        stands: dict[Where, str] = {**of_file, **environment.variables}
+        stands.update((where, of_file[where]) for where in hidden if where in of_file)
         stands.update((where, COMMAND_LINE) for where, _ in leaves(options))
         self._places = Places("settings" if path is None else str(path), stands)
 

@@ -144,6 +144,23 @@ def test_what_stands_where_a_section_belongs_is_a_fault_whatever_the_environment
     assert "timing: input should be a valid dictionary" in told
 
 
+def test_what_the_file_has_where_a_section_belongs_is_told_by_the_file_and_not_by_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a variable sets the whole section, which is sound: whoever mends it must know where it stands."""
+    path = tmp_path / "k.yaml"
+    path.write_text("cluster: c\ntiming: fast\n", encoding="utf-8")
+    monkeypatch.setenv("KILLSWITCH_TIMING", '{"permit_ttl_ms": 1900}')
+    with pytest.raises(ConfigError) as refused:
+        load_settings(path)
+    (told,) = refused.value.faults
+    assert told.startswith(f"{path}:2: timing: input should be a valid dictionary")
+    path.write_text("cluster: c\ntiming: {}\n", encoding="utf-8")
+    monkeypatch.setenv("KILLSWITCH_TIMING", "5")
+    with pytest.raises(ConfigError, match=r"^KILLSWITCH_TIMING: timing: input should be a valid dictionary"):
+        load_settings(path)
+
+
 def test_an_empty_variable_counts_as_unset(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     """A variable that a service file sets to nothing does not take the file's value away."""
     monkeypatch.setenv("KILLSWITCH_CLUSTER", "")
