@@ -48,6 +48,7 @@ class ControlChain:
     Attributes:
         settings: the settings in force.
         known: the controls that remember something.
+        has_own_rules: there are rules of the user's own, which may write into the order that they are handed.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class ControlChain:
         self._last_ns = _LONG_AGO_NS
         throttle = () if policy is None else (PolicyThrottle(policy, self._reduces),)
         self._own_rules: tuple[PretradeRule, ...] = (*rules, *throttle)
+        self.has_own_rules = bool(rules)
         self._breaker = None if breaker is None else BreakerGate(breaker)
         self.known = StatefulControls(day=day, reduces=self._reduces, clock=clock)
         self.known.require(settings)

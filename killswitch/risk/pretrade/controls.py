@@ -156,7 +156,7 @@ class PreTradeControls:
     def _admit(self, client_order_id: str, order: PretradeOrder | OrderRefused) -> OrderRefused | None:
         if isinstance(order, OrderRefused):
             return self._count_refusal(order)
-        read = _as_read(order)
+        read = _as_read(order) if self._chain.has_own_rules else order
         refusal = self._chain.ask(order, counting=True)
         if refusal is None:
             refusal = self.monitor.reserve_read(client_order_id, read)
@@ -222,7 +222,7 @@ class PreTradeControls:
         order = read_pretrade(symbol, side, qty, price, strategy)
         if isinstance(order, OrderRefused):
             return order
-        read = _as_read(order)
+        read = _as_read(order) if self._chain.has_own_rules else order
         return self._chain.ask(order, counting=False) or self.monitor.explain_read(read)
 
     def simulate_order(
@@ -380,5 +380,5 @@ class PreTradeControls:
 
 
 def _as_read(order: PretradeOrder) -> ReadOrder:
-    """The order as it will be sent: a rule of the user's own is handed the other one, and may write into it."""
+    """The order as it will be sent, where a rule of the user's own is handed the other one and may write into it."""
     return ReadOrder(order.symbol, order.sign, order.qty, order.price)
